@@ -1,1 +1,15 @@
-//! Placeholder while the workspace is laid out.
+//! Architectural facts and state of the x86 processor, with no engine in it.
+//!
+//! Registers, segments, descriptors, paging formats, MSR numbers, CPUID models and
+//! [`CpuState`], the complete state that one engine hands to another. The section
+//! numbers in the comments are those of the Intel SDM (325462) unless another book is named.
+#![forbid(unsafe_code)]
+
+pub mod msr;
+pub mod regs;
+pub mod segment;
+pub mod state;
+
+pub use msr::Msrs;
+pub use segment::{Attr, Segment, TableReg};
+pub use state::{Activity, CpuState, PendingException, Shadow, XsaveImage};
