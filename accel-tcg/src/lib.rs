@@ -1,1 +1,4 @@
-//! Placeholder while the workspace is laid out.
+//! The software x86 engine.
+pub mod env;
+pub mod interp;
+pub mod mode;

@@ -1,0 +1,316 @@
+//! State of one virtual processor as the engine keeps it, and its way to and from [`CpuState`].
+//!
+//! [`Env`] differs from the architectural state in three ways: the status flags are lazy
+//! (`cc_op`, `cc_a`, `cc_b`, owned by `interp::flags`), the mode is summed up in `mode_key`
+//! (owned by [`crate::mode`]), and instruction counts are kept.
+use crate::interp::flags;
+use anura_x86::regs::{efer, rflags, vector};
+use anura_x86::state::{EventKind, PendingException};
+use anura_x86::{Activity, CpuState, Msrs, Segment, Shadow, TableReg, XsaveImage};
+
+/// x87, SSE and AVX registers in the XSAVE standard layout.
+pub type FpuArea = XsaveImage;
+
+/// Everything a running processor needs at hand.
+#[repr(C, align(64))]
+pub struct Env {
+    /// General registers in encoding order.
+    pub gpr: [u64; 16],
+    /// Instruction pointer; exact at instruction boundaries and whenever a helper runs.
+    pub rip: u64,
+    /// What produced the flags last (see `interp::flags`).
+    pub cc_op: u32,
+    /// Sum of the mode bits that code depends on (see [`crate::mode`]).
+    pub mode_key: u32,
+    /// First lazy flag operand.
+    pub cc_a: u64,
+    /// Second lazy flag operand.
+    pub cc_b: u64,
+    /// All flags but the six status flags, without the constant one.
+    pub eflags_sys: u64,
+    /// Instructions retired up to the start of the current block.
+    pub icount: u64,
+    /// ES CS SS DS FS GS.
+    pub seg: [Segment; 6],
+    /// Local descriptor table.
+    pub ldtr: Segment,
+    /// Task register.
+    pub tr: Segment,
+    /// Global descriptor table.
+    pub gdtr: TableReg,
+    /// Interrupt descriptor table.
+    pub idtr: TableReg,
+    /// CR0.
+    pub cr0: u64,
+    /// CR2.
+    pub cr2: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// XCR0.
+    pub xcr0: u64,
+    /// EFER.
+    pub efer: u64,
+    /// DR0 to DR3.
+    pub dr: [u64; 4],
+    /// DR6.
+    pub dr6: u64,
+    /// DR7.
+    pub dr7: u64,
+    /// PAE page-directory pointers.
+    pub pdpte: [u64; 4],
+    /// Event begun but not delivered.
+    pub pending: Option<PendingException>,
+    /// DR6 bits of #DB traps that the next boundary delivers (later, under a MOV SS shadow).
+    pub pending_db: u64,
+    /// An NMI is latched.
+    pub nmi_pending: bool,
+    /// NMIs wait for IRET.
+    pub nmi_masked: bool,
+    /// In HLT.
+    pub halted: bool,
+    /// Waiting for a start-up IPI.
+    pub wait_sipi: bool,
+    /// After a triple fault.
+    pub shutdown: bool,
+    /// Interrupt shadow of the next instruction.
+    pub shadow: Shadow,
+    /// Guest TSC minus the machine's TSC.
+    pub tsc_offset: u64,
+    /// State of the seeded generator behind RDRAND.
+    pub random: u64,
+    /// The other MSRs.
+    pub msrs: Msrs,
+    /// x87, SSE, AVX.
+    pub fpu: FpuArea,
+}
+
+/// Why an instruction or a delivery did not complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Exception vector.
+    pub vector: u8,
+    /// Error code, if the exception pushes one.
+    pub error: Option<u32>,
+    /// Faulting address (#PF) or DR6 bits (#DB).
+    pub cr2: u64,
+    /// Fault or trap.
+    pub kind: EventKind,
+}
+
+/// Result of what may fault.
+pub type Exec<T> = Result<T, Fault>;
+
+impl Fault {
+    /// A fault without an error code.
+    pub const fn new(vector: u8) -> Self {
+        Self { vector, error: None, cr2: 0, kind: EventKind::Fault }
+    }
+    /// A fault with an error code.
+    pub const fn with_error(vector: u8, error: u32) -> Self {
+        Self { vector, error: Some(error), cr2: 0, kind: EventKind::Fault }
+    }
+    /// #UD.
+    pub const UD: Self = Self::new(vector::UD);
+    /// #NM.
+    pub const NM: Self = Self::new(vector::NM);
+    /// #DE.
+    pub const DE: Self = Self::new(vector::DE);
+    /// #GP(0).
+    pub const GP0: Self = Self::with_error(vector::GP, 0);
+    /// #SS(0).
+    pub const SS0: Self = Self::with_error(vector::SS, 0);
+    /// #GP with a selector error code.
+    pub const fn gp(error: u32) -> Self {
+        Self::with_error(vector::GP, error)
+    }
+    /// #PF.
+    pub const fn page(cr2: u64, error: u32) -> Self {
+        Self { vector: vector::PF, error: Some(error), cr2, kind: EventKind::Fault }
+    }
+    /// #DB as a trap (data breakpoint, single step), `dr6` its condition bits.
+    pub const fn debug_trap(dr6: u64) -> Self {
+        Self { vector: vector::DB, error: None, cr2: dr6, kind: EventKind::Trap }
+    }
+    /// #DB as a fault (code breakpoint, general detect).
+    pub const fn debug_fault(dr6: u64) -> Self {
+        Self { vector: vector::DB, error: None, cr2: dr6, kind: EventKind::Fault }
+    }
+}
+
+impl Env {
+    /// A processor with the given state; `set_state` must have validated it.
+    pub fn new(s: &CpuState) -> Self {
+        let mut env = Self {
+            gpr: [0; 16],
+            rip: 0,
+            cc_op: 0,
+            mode_key: 0,
+            cc_a: 0,
+            cc_b: 0,
+            eflags_sys: 0,
+            icount: 0,
+            seg: s.seg,
+            ldtr: s.ldtr,
+            tr: s.tr,
+            gdtr: s.gdtr,
+            idtr: s.idtr,
+            cr0: 0,
+            cr2: 0,
+            cr3: 0,
+            cr4: 0,
+            xcr0: 0,
+            efer: 0,
+            dr: [0; 4],
+            dr6: 0,
+            dr7: 0,
+            pdpte: [0; 4],
+            pending: None,
+            pending_db: 0,
+            nmi_pending: false,
+            nmi_masked: false,
+            halted: false,
+            wait_sipi: false,
+            shutdown: false,
+            shadow: Shadow::None,
+            tsc_offset: 0,
+            random: 0x9e37_79b9_7f4a_7c15,
+            msrs: s.msrs.clone(),
+            fpu: s.xsave.clone(),
+        };
+        env.load(s);
+        env
+    }
+
+    /// Takes over an architectural state. Counts and the random seed stay; the caller flushes
+    /// the TLB. CR8 belongs to the local APIC and is not taken here.
+    pub fn load(&mut self, s: &CpuState) {
+        let CpuState {
+            gpr,
+            rip,
+            rflags,
+            seg,
+            ldtr,
+            tr,
+            gdtr,
+            idtr,
+            cr0,
+            cr2,
+            cr3,
+            cr4,
+            cr8: _,
+            xcr0,
+            dr,
+            dr6,
+            dr7,
+            efer,
+            msrs,
+            pdpte,
+            xsave,
+            pending,
+            pending_db,
+            nmi_pending,
+            nmi_masked,
+            shadow,
+            activity,
+            tsc_offset,
+        } = s;
+        (self.gpr, self.rip) = (*gpr, *rip);
+        (self.seg, self.ldtr, self.tr) = (*seg, *ldtr, *tr);
+        (self.gdtr, self.idtr) = (*gdtr, *idtr);
+        (self.cr0, self.cr2, self.cr3, self.cr4) = (*cr0, *cr2, *cr3, *cr4);
+        (self.xcr0, self.efer) = (*xcr0, *efer);
+        (self.dr, self.dr6, self.dr7) = (*dr, *dr6, *dr7);
+        self.msrs.clone_from(msrs);
+        self.pdpte = *pdpte;
+        self.fpu.clone_from(xsave);
+        (self.pending, self.pending_db) = (*pending, *pending_db);
+        (self.nmi_pending, self.nmi_masked) = (*nmi_pending, *nmi_masked);
+        self.shadow = *shadow;
+        self.halted = *activity == Activity::Halted;
+        self.wait_sipi = *activity == Activity::WaitForSipi;
+        self.shutdown = *activity == Activity::Shutdown;
+        self.tsc_offset = *tsc_offset;
+        self.set_rflags(*rflags);
+        self.update_mode_key();
+    }
+
+    /// The architectural state; `cr8` comes from the local APIC.
+    pub fn to_state(&self, cr8: u64) -> CpuState {
+        CpuState {
+            gpr: self.gpr,
+            rip: self.rip,
+            rflags: self.rflags(),
+            seg: self.seg,
+            ldtr: self.ldtr,
+            tr: self.tr,
+            gdtr: self.gdtr,
+            idtr: self.idtr,
+            cr0: self.cr0,
+            cr2: self.cr2,
+            cr3: self.cr3,
+            cr4: self.cr4,
+            cr8,
+            xcr0: self.xcr0,
+            dr: self.dr,
+            dr6: self.dr6,
+            dr7: self.dr7,
+            efer: self.efer,
+            msrs: self.msrs.clone(),
+            pdpte: self.pdpte,
+            xsave: self.fpu.clone(),
+            pending: self.pending,
+            pending_db: self.pending_db,
+            nmi_pending: self.nmi_pending,
+            nmi_masked: self.nmi_masked,
+            shadow: self.shadow,
+            activity: if self.shutdown {
+                Activity::Shutdown
+            } else if self.wait_sipi {
+                Activity::WaitForSipi
+            } else if self.halted {
+                Activity::Halted
+            } else {
+                Activity::Running
+            },
+            tsc_offset: self.tsc_offset,
+        }
+    }
+
+    /// The whole flag register.
+    pub fn rflags(&self) -> u64 {
+        self.eflags_sys | flags::get(self) | rflags::ONE
+    }
+
+    /// Sets every flag; the caller has applied privilege rules. The mode key is not updated.
+    pub fn set_rflags(&mut self, value: u64) {
+        self.eflags_sys = value & rflags::SYSTEM;
+        flags::set(self, value & rflags::STATUS);
+    }
+
+    /// Current privilege level, from the mode key.
+    #[inline(always)]
+    pub fn cpl(&self) -> u8 {
+        (self.mode_key >> crate::mode::key::CPL_SHIFT & 3) as u8
+    }
+    /// 64-bit code is running.
+    #[inline(always)]
+    pub fn is_64bit(&self) -> bool {
+        self.mode_key & crate::mode::key::L64 != 0
+    }
+    /// Long mode is active (64-bit or compatibility).
+    #[inline(always)]
+    pub fn long_mode(&self) -> bool {
+        self.efer & efer::LMA != 0
+    }
+    /// Linear address of the next instruction.
+    #[inline(always)]
+    pub fn linear_rip(&self) -> u64 {
+        if self.is_64bit() {
+            self.rip
+        } else {
+            u64::from((self.seg[anura_x86::segment::index::CS].base as u32).wrapping_add(self.rip as u32))
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! T0, the interpreter.
+pub mod flags;

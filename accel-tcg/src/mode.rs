@@ -1,0 +1,103 @@
+//! What the current mode is, and what may be written to the registers that make it.
+use crate::env::Env;
+use anura_x86::regs::{cr0, cr4, efer, rflags, xcr0};
+use anura_x86::segment::index::{CS, DS, ES, SS};
+
+/// Bits of the mode key: whatever changes the meaning of code bytes, and nothing else.
+pub mod key {
+    /// 64-bit code.
+    pub const L64: u32 = 1 << 0;
+    /// 32-bit default operand and address size (CS.D; clear in 64-bit code).
+    pub const CODE32: u32 = 1 << 1;
+    /// 32-bit stack (SS.B; clear in 64-bit code).
+    pub const STACK32: u32 = 1 << 2;
+    /// Shift of the two CPL bits.
+    pub const CPL_SHIFT: u32 = 3;
+    /// Both CPL bits.
+    pub const CPL: u32 = 3 << CPL_SHIFT;
+    /// Protected mode (PE set, VM clear).
+    pub const PROT: u32 = 1 << 5;
+    /// Virtual-8086 mode.
+    pub const V86: u32 = 1 << 6;
+    /// CS base is zero.
+    pub const CS_BASE0: u32 = 1 << 7;
+    /// DS, ES and SS have base zero, the largest limit, and are writable, readable, expand-up.
+    pub const FLAT: u32 = 1 << 8;
+    /// CS is flat: base zero and the largest limit.
+    pub const CS_FLAT: u32 = 1 << 9;
+    /// CR0.EM.
+    pub const EM: u32 = 1 << 10;
+    /// CR0.TS.
+    pub const TS: u32 = 1 << 11;
+    /// CR0.MP.
+    pub const MP: u32 = 1 << 12;
+    /// SSE instructions may run: CR4.OSFXSR and not CR0.EM.
+    pub const SSE: u32 = 1 << 13;
+    /// AVX instructions may run: CR4.OSXSAVE and XCR0 bits 2:1, protected mode.
+    pub const AVX: u32 = 1 << 14;
+    /// MXCSR or FCW has an unmasked exception.
+    pub const FPX: u32 = 1 << 15;
+    /// Alignment is checked: AM, AC, CPL 3.
+    pub const AC: u32 = 1 << 16;
+    /// CR4.OSXSAVE.
+    pub const OSXSAVE: u32 = 1 << 17;
+    /// CR4.FSGSBASE.
+    pub const FSGSBASE: u32 = 1 << 18;
+    /// CR4.OSXMMEXCPT.
+    pub const OSXMMEXCPT: u32 = 1 << 19;
+    /// EFER.LMA.
+    pub const LMA: u32 = 1 << 20;
+}
+
+impl Env {
+    /// Recomputes [`Env::mode_key`]. Call after a change of CR0, CR4, EFER, XCR0, a segment
+    /// register, RFLAGS.VM or AC, MXCSR masks or FCW masks.
+    pub fn update_mode_key(&mut self) {
+        let mut k = 0;
+        let mut set = |on: bool, bit: u32| k |= if on { bit } else { 0 };
+        let lma = self.efer & efer::LMA != 0;
+        let pe = self.cr0 & cr0::PE != 0;
+        let v86 = pe && self.eflags_sys & rflags::VM != 0;
+        let l64 = lma && self.seg[CS].attr.l();
+        set(lma, key::LMA);
+        set(l64, key::L64);
+        set(!l64 && self.seg[CS].attr.db(), key::CODE32);
+        set(!l64 && self.seg[SS].attr.db(), key::STACK32);
+        set(pe && !v86, key::PROT);
+        set(v86, key::V86);
+        let cpl = match (pe, v86) {
+            (false, _) => 0,
+            (_, true) => 3,
+            _ => u32::from(self.seg[SS].attr.dpl()),
+        };
+        set(self.seg[CS].base == 0, key::CS_BASE0);
+        let flat = |s: &anura_x86::Segment| s.base == 0 && s.limit == u32::MAX && !s.attr.unusable();
+        set(
+            l64 || [DS, ES, SS].iter().all(|i| {
+                let s = &self.seg[*i];
+                flat(s) && s.attr.is_writable() && !s.attr.is_code() && !s.attr.is_expand_down()
+            }),
+            key::FLAT,
+        );
+        set(l64 || flat(&self.seg[CS]), key::CS_FLAT);
+        set(self.cr0 & cr0::EM != 0, key::EM);
+        set(self.cr0 & cr0::TS != 0, key::TS);
+        set(self.cr0 & cr0::MP != 0, key::MP);
+        set(self.cr4 & cr4::OSFXSR != 0 && self.cr0 & cr0::EM == 0, key::SSE);
+        let osxsave = self.cr4 & cr4::OSXSAVE != 0;
+        let avx = xcr0::SSE | xcr0::AVX;
+        set(osxsave && self.xcr0 & avx == avx && pe && !v86, key::AVX);
+        set(osxsave, key::OSXSAVE);
+        set(self.cr4 & cr4::OSXMMEXCPT != 0, key::OSXMMEXCPT);
+        set(self.cr4 & cr4::FSGSBASE != 0, key::FSGSBASE);
+        set(self.unmasked_fp(), key::FPX);
+        let ac = self.cr0 & cr0::AM != 0 && self.eflags_sys & rflags::AC != 0 && cpl == 3;
+        set(ac, key::AC);
+        self.mode_key = k | cpl << key::CPL_SHIFT;
+    }
+
+    /// Whether MXCSR or the x87 control word leaves an exception unmasked.
+    pub fn unmasked_fp(&self) -> bool {
+        self.fpu.fcw() & 0x3f != 0x3f || self.fpu.mxcsr() & 0x1f80 != 0x1f80
+    }
+}
