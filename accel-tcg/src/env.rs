@@ -30,6 +30,10 @@ pub struct Env {
     pub eflags_sys: u64,
     /// Instructions retired up to the start of the current block.
     pub icount: u64,
+    /// Always zero: what an absent base, index or segment reads.
+    pub zero: u64,
+    /// Temporaries of the running instruction (owned by `interp`).
+    pub temps: [u64; 64],
     /// ES CS SS DS FS GS.
     pub seg: [Segment; 6],
     /// Local descriptor table.
@@ -151,6 +155,8 @@ impl Env {
             cc_b: 0,
             eflags_sys: 0,
             icount: 0,
+            zero: 0,
+            temps: [0; 64],
             seg: s.seg,
             ldtr: s.ldtr,
             tr: s.tr,

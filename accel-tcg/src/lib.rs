@@ -1,4 +1,9 @@
-//! The software x86 engine.
+//! The software engine: guest x86 code translated to a small intermediate language and run by an interpreter.
+//!
+//! `frontend` decodes guest bytes and writes `ir`; `opt` drops what nobody reads; `interp` lowers the rest to
+//! direct-threaded operations and runs them; `vcpu` is the loop around it.
+
 pub mod env;
 pub mod interp;
+pub mod ir;
 pub mod mode;

@@ -1,16 +1,207 @@
 //! Lazy status flags.
+//!
+//! An arithmetic operation stores what it did (`cc_op`: kind and width), its result (`cc_a`, zero-extended) and one
+//! more operand (`cc_b`); the flags are computed when somebody looks. [`IMAGE`] holds them as they are in `cc_a`.
+
 use crate::env::Env;
+use crate::ir::Cond;
+use crate::ir::op::flag;
 
 /// `cc_op`: the flags are in `cc_a` as they are.
 pub const IMAGE: u32 = 0;
 
+/// Kinds of `cc_op`; the width (0 to 3 for 8 to 64 bits) is added to them.
+pub mod kind {
+    /// `cc_a` = a + b, `cc_b` = b.
+    pub const ADD: u32 = 4;
+    /// `cc_a` = a + b + 1, `cc_b` = b.
+    pub const ADC1: u32 = 8;
+    /// `cc_a` = a - b, `cc_b` = b.
+    pub const SUB: u32 = 12;
+    /// `cc_a` = a - b - 1, `cc_b` = b.
+    pub const SBB1: u32 = 16;
+    /// `cc_a` = result of and, or, xor, test.
+    pub const LOGIC: u32 = 20;
+    /// `cc_a` = a + 1, `cc_b` = carry flag of before.
+    pub const INC: u32 = 24;
+    /// `cc_a` = a - 1, `cc_b` = carry flag of before.
+    pub const DEC: u32 = 28;
+    /// `cc_a` = result, `cc_b` = carry | overflow << 11 in their EFLAGS places; AF clear.
+    pub const SHIFT: u32 = 32;
+}
+
+const SIZE_MASK: [u64; 4] = [0xff, 0xffff, 0xffff_ffff, !0];
+
+/// Carry and overflow of a kind that computes them from the operands, for the width's mask and sign bit.
+fn carry_overflow(op: u32, r: u64, b: u64) -> (bool, bool) {
+    let size = (op & 3) as usize;
+    let mask = SIZE_MASK[size];
+    let sign = (mask >> 1) + 1;
+    match op & !3 {
+        kind::ADD => {
+            let a = r.wrapping_sub(b) & mask;
+            (r < b, (a ^ r) & (b ^ r) & sign != 0)
+        }
+        kind::ADC1 => {
+            let a = r.wrapping_sub(b).wrapping_sub(1) & mask;
+            (r <= b, (a ^ r) & (b ^ r) & sign != 0)
+        }
+        kind::SUB => {
+            let a = r.wrapping_add(b) & mask;
+            (a < b, (a ^ b) & (a ^ r) & sign != 0)
+        }
+        kind::SBB1 => {
+            let a = r.wrapping_add(b).wrapping_add(1) & mask;
+            (a <= b, (a ^ b) & (a ^ r) & sign != 0)
+        }
+        kind::INC => (b & 1 != 0, r == sign),
+        kind::DEC => (b & 1 != 0, r == sign - 1),
+        kind::SHIFT => (b & 1 != 0, b & u64::from(flag::OF) != 0),
+        _ => (false, false),
+    }
+}
+
+fn aux(op: u32, r: u64, b: u64) -> bool {
+    let a = match op & !3 {
+        kind::ADD => r.wrapping_sub(b),
+        kind::ADC1 => r.wrapping_sub(b).wrapping_sub(1),
+        kind::SUB => r.wrapping_add(b),
+        kind::SBB1 => r.wrapping_add(b).wrapping_add(1),
+        kind::INC => return r & 15 == 0,
+        kind::DEC => return r & 15 == 15,
+        _ => return false,
+    };
+    (a ^ b ^ r) & 0x10 != 0
+}
+
+/// The flags that a record stands for.
+pub fn image(op: u32, r: u64, b: u64) -> u32 {
+    if op == IMAGE {
+        return r as u32 & flag::ALL;
+    }
+    let (cf, of) = carry_overflow(op, r, b);
+    let sign = (SIZE_MASK[(op & 3) as usize] >> 1) + 1;
+    let bit = |on: bool, f: u32| if on { f } else { 0 };
+    bit(cf, flag::CF)
+        | bit((r as u8).count_ones() & 1 == 0, flag::PF)
+        | bit(aux(op, r, b), flag::AF)
+        | bit(r == 0, flag::ZF)
+        | bit(r & sign != 0, flag::SF)
+        | bit(of, flag::OF)
+}
+
 /// The six status flags.
 pub fn get(env: &Env) -> u64 {
-    env.cc_a
+    image(env.cc_op, env.cc_a, env.cc_b).into()
 }
 
 /// Sets the six status flags.
 pub fn set(env: &mut Env, bits: u64) {
     env.cc_op = IMAGE;
-    env.cc_a = bits;
+    env.cc_a = bits & u64::from(flag::ALL);
+}
+
+/// The carry flag.
+pub fn carry(env: &Env) -> bool {
+    if env.cc_op == IMAGE {
+        return env.cc_a & 1 != 0;
+    }
+    carry_overflow(env.cc_op, env.cc_a, env.cc_b).0
+}
+
+/// Whether a condition holds in a flag image.
+pub fn holds(cond: Cond, f: u32) -> bool {
+    let any = |m: u32| f & m != 0;
+    let less = any(flag::SF) != any(flag::OF);
+    let r = match cond as u8 >> 1 {
+        0 => any(flag::OF),
+        1 => any(flag::CF),
+        2 => any(flag::ZF),
+        3 => any(flag::CF | flag::ZF),
+        4 => any(flag::SF),
+        5 => any(flag::PF),
+        6 => less,
+        _ => less || any(flag::ZF),
+    };
+    r != (cond as u8 & 1 != 0)
+}
+
+/// Whether a condition holds now. `C` is the condition's encoding.
+#[inline(always)]
+pub fn test<const C: u8>(env: &Env) -> bool {
+    let (op, r, b) = (env.cc_op, env.cc_a, env.cc_b);
+    if op != IMAGE {
+        let size = (op & 3) as usize;
+        match C >> 1 {
+            2 => return (r == 0) != (C & 1 != 0),
+            4 => return (r >> (8usize << size).wrapping_sub(1) & 1 != 0) != (C & 1 != 0),
+            1 if op & !3 == kind::LOGIC => return C & 1 != 0,
+            1 => return carry_overflow(op, r, b).0 != (C & 1 != 0),
+            _ => {}
+        }
+    }
+    holds(Cond::ALL[(C & 15) as usize], image(op, r, b))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Flags of `a op b` the long way round, from wide arithmetic.
+    fn model(sub: bool, size: usize, a: u64, b: u64, c: u64) -> u32 {
+        let mask = u128::from(SIZE_MASK[size]);
+        let (x, y, z) = (u128::from(a), u128::from(b), u128::from(c));
+        let wide = if sub { x.wrapping_sub(y).wrapping_sub(z) } else { x + y + z };
+        let r = wide & mask;
+        let bits = 8u32 << size;
+        let sext = |v: u64| (((v as u128) << (128 - bits)) as i128) >> (128 - bits);
+        let s = if sub { sext(a) - sext(b) - c as i128 } else { sext(a) + sext(b) + c as i128 };
+        let low = if sub {
+            (a & 15).wrapping_sub(b & 15).wrapping_sub(c)
+        } else {
+            (a & 15) + (b & 15) + c
+        };
+        let bit = |on: bool, f: u32| if on { f } else { 0 };
+        bit(wide & !mask != 0, flag::CF)
+            | bit((r as u8).count_ones() % 2 == 0, flag::PF)
+            | bit(low & !15 != 0, flag::AF)
+            | bit(r == 0, flag::ZF)
+            | bit(r >> (bits - 1) & 1 != 0, flag::SF)
+            | bit(s != sext(r as u64), flag::OF)
+    }
+
+    #[test]
+    fn sums_and_differences_agree_with_wide_arithmetic() {
+        let values = [0u64, 1, 0xf, 0x10, 0x7e, 0x7f, 0x80, 0x81, 0xff, 0x7fff_ffff_ffff_ffff, 1 << 63, !0, !1];
+        for size in 0..4 {
+            let m = SIZE_MASK[size];
+            for a in values.map(|v| v & m) {
+                for b in values.map(|v| v & m) {
+                    for (k, sub, c) in
+                        [(kind::ADD, false, 0), (kind::ADC1, false, 1), (kind::SUB, true, 0), (kind::SBB1, true, 1)]
+                    {
+                        let r = if sub {
+                            a.wrapping_sub(b).wrapping_sub(c)
+                        } else {
+                            a.wrapping_add(b).wrapping_add(c)
+                        } & m;
+                        assert_eq!(
+                            image(k + size as u32, r, b),
+                            model(sub, size, a, b, c),
+                            "kind {k} size {size} {a:#x} {b:#x}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_condition_and_its_opposite_differ() {
+        for f in 0..=flag::ALL {
+            for c in (0..16).step_by(2) {
+                assert_ne!(holds(Cond::ALL[c], f), holds(Cond::ALL[c + 1], f));
+            }
+        }
+    }
 }
