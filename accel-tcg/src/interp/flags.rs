@@ -156,14 +156,10 @@ mod tests {
         let bits = 8u32 << size;
         let sext = |v: u64| (((v as u128) << (128 - bits)) as i128) >> (128 - bits);
         let s = if sub { sext(a) - sext(b) - c as i128 } else { sext(a) + sext(b) + c as i128 };
-        let low = if sub {
-            (a & 15).wrapping_sub(b & 15).wrapping_sub(c)
-        } else {
-            (a & 15) + (b & 15) + c
-        };
+        let low = if sub { (a & 15).wrapping_sub(b & 15).wrapping_sub(c) } else { (a & 15) + (b & 15) + c };
         let bit = |on: bool, f: u32| if on { f } else { 0 };
         bit(wide & !mask != 0, flag::CF)
-            | bit((r as u8).count_ones() % 2 == 0, flag::PF)
+            | bit((r as u8).count_ones().is_multiple_of(2), flag::PF)
             | bit(low & !15 != 0, flag::AF)
             | bit(r == 0, flag::ZF)
             | bit(r >> (bits - 1) & 1 != 0, flag::SF)
@@ -172,14 +168,17 @@ mod tests {
 
     #[test]
     fn sums_and_differences_agree_with_wide_arithmetic() {
-        let values = [0u64, 1, 0xf, 0x10, 0x7e, 0x7f, 0x80, 0x81, 0xff, 0x7fff_ffff_ffff_ffff, 1 << 63, !0, !1];
-        for size in 0..4 {
-            let m = SIZE_MASK[size];
+        let values =
+            [0u64, 1, 0xf, 0x10, 0x7e, 0x7f, 0x80, 0x81, 0xff, 0x7fff_ffff_ffff_ffff, 1 << 63, !0, !1];
+        for (size, &m) in SIZE_MASK.iter().enumerate() {
             for a in values.map(|v| v & m) {
                 for b in values.map(|v| v & m) {
-                    for (k, sub, c) in
-                        [(kind::ADD, false, 0), (kind::ADC1, false, 1), (kind::SUB, true, 0), (kind::SBB1, true, 1)]
-                    {
+                    for (k, sub, c) in [
+                        (kind::ADD, false, 0),
+                        (kind::ADC1, false, 1),
+                        (kind::SUB, true, 0),
+                        (kind::SBB1, true, 1),
+                    ] {
                         let r = if sub {
                             a.wrapping_sub(b).wrapping_sub(c)
                         } else {
