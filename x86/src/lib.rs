@@ -5,11 +5,13 @@
 //! numbers in the comments are those of the Intel SDM (325462) unless another book is named.
 #![forbid(unsafe_code)]
 
+pub mod cpuid;
 pub mod msr;
 pub mod regs;
 pub mod segment;
 pub mod state;
 
+pub use cpuid::{CpuModel, Feature, FeatureSet, Topology};
 pub use msr::Msrs;
 pub use segment::{Attr, Segment, TableReg};
 pub use state::{Activity, CpuState, PendingException, Shadow, XsaveImage};
