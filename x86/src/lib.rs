@@ -5,8 +5,11 @@
 //! numbers in the comments are those of the Intel SDM (325462) unless another book is named.
 #![forbid(unsafe_code)]
 
+pub mod apic;
 pub mod cpuid;
+pub mod desc;
 pub mod msr;
+pub mod paging;
 pub mod regs;
 pub mod segment;
 pub mod state;
