@@ -1,0 +1,491 @@
+//! Guest time and timers: the only source of time that a device has.
+//!
+//! A clock has one of three drivers. *Real*: the host's monotonic time less the pauses. *Counted*: the
+//! number of executed guest instructions times a power of two, plus idle time that was skipped. *Stepped*:
+//! moved by tests. Timers fire in (deadline, sequence) order; the sequence is the order of arming, and is
+//! saved, so that a restored machine fires equal deadlines in the same order.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::{Field, LoadError, Record, Value, WeakCell};
+
+/// Guest time in nanoseconds. Clones are the same clock.
+#[derive(Clone)]
+pub struct Clock {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    Real,
+    Counted { shift: u8 },
+    Stepped,
+}
+
+struct Inner {
+    driver: Driver,
+    origin: Instant,
+    /// Real: guest time minus host time, modulo 2^64. Counted: idle time skipped. Stepped: the time itself.
+    bias: AtomicU64,
+    /// Real: the clock stands at `frozen`.
+    paused: AtomicBool,
+    frozen: AtomicU64,
+    /// Counted: instructions executed by all vCPUs.
+    instructions: AtomicU64,
+    /// Deadline of the first timer, `u64::MAX` for none: read without the lock.
+    earliest: AtomicU64,
+    queue: Mutex<Queue>,
+    earlier: Mutex<Option<Hook>>,
+}
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+type Fire = Box<dyn Fn(&TimerInner, Key, u64) + Send + Sync>;
+/// Deadline, then sequence.
+type Key = (u64, u64);
+
+#[derive(Default)]
+struct Queue {
+    due: BTreeMap<Key, Arc<TimerInner>>,
+    next_seq: u64,
+}
+
+struct TimerInner {
+    armed: Mutex<Option<Key>>,
+    fire: Fire,
+}
+
+impl Clock {
+    fn with_driver(driver: Driver) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                driver,
+                origin: Instant::now(),
+                bias: AtomicU64::new(0),
+                paused: AtomicBool::new(false),
+                frozen: AtomicU64::new(0),
+                instructions: AtomicU64::new(0),
+                earliest: AtomicU64::new(u64::MAX),
+                queue: Mutex::default(),
+                earlier: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// A clock that follows the host's monotonic time. It starts paused at 0.
+    pub fn real() -> Self {
+        let clock = Self::with_driver(Driver::Real);
+        clock.inner.paused.store(true, Ordering::Release);
+        clock
+    }
+
+    /// A clock of 2^`shift` nanoseconds per guest instruction; `shift` is at most 10, as QEMU's.
+    pub fn counted(shift: u8) -> Self {
+        Self::with_driver(Driver::Counted { shift: shift.min(10) })
+    }
+
+    /// A clock that `advance` moves, for tests.
+    pub fn stepped() -> Self {
+        Self::with_driver(Driver::Stepped)
+    }
+
+    /// Whether time comes from counted instructions.
+    pub fn is_counted(&self) -> bool {
+        matches!(self.inner.driver, Driver::Counted { .. })
+    }
+
+    /// Guest time in nanoseconds.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        let inner = &*self.inner;
+        match inner.driver {
+            Driver::Real => {
+                if inner.paused.load(Ordering::Acquire) {
+                    return inner.frozen.load(Ordering::Acquire);
+                }
+                self.host_ns().wrapping_add(inner.bias.load(Ordering::Acquire))
+            }
+            Driver::Counted { shift } => (inner.instructions.load(Ordering::Relaxed) << shift)
+                .wrapping_add(inner.bias.load(Ordering::Relaxed)),
+            Driver::Stepped => inner.bias.load(Ordering::Relaxed),
+        }
+    }
+
+    fn host_ns(&self) -> u64 {
+        u64::try_from(self.inner.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Stops real time. Counted and stepped time stand still by themselves.
+    pub fn pause(&self) {
+        let inner = &*self.inner;
+        if inner.driver == Driver::Real && !inner.paused.load(Ordering::Acquire) {
+            inner.frozen.store(self.now(), Ordering::Release);
+            inner.paused.store(true, Ordering::Release);
+        }
+    }
+
+    /// Lets real time go on from where `pause` stopped it.
+    pub fn resume(&self) {
+        let inner = &*self.inner;
+        if inner.driver == Driver::Real && inner.paused.load(Ordering::Acquire) {
+            let bias = inner.frozen.load(Ordering::Acquire).wrapping_sub(self.host_ns());
+            inner.bias.store(bias, Ordering::Release);
+            inner.paused.store(false, Ordering::Release);
+            self.wake_earlier();
+        }
+    }
+
+    /// Whether real time stands.
+    pub fn is_paused(&self) -> bool {
+        self.inner.paused.load(Ordering::Acquire)
+    }
+
+    /// Counted: instructions executed so far by all vCPUs.
+    #[inline]
+    pub fn instructions(&self) -> u64 {
+        self.inner.instructions.load(Ordering::Relaxed)
+    }
+
+    /// Counted: publishes the exact count, before anything that can ask for the time.
+    #[inline]
+    pub fn set_instructions(&self, n: u64) {
+        self.inner.instructions.store(n, Ordering::Relaxed);
+    }
+
+    /// Counted: how many instructions, rounded up, until `ns` is reached; `u64::MAX` on other drivers.
+    pub fn instructions_until(&self, ns: u64) -> u64 {
+        match self.inner.driver {
+            Driver::Counted { shift } => ns.saturating_sub(self.now()).div_ceil(1 << shift),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Counted: skips idle time up to `ns`, when no vCPU has anything to run.
+    pub fn warp_to(&self, ns: u64) {
+        if self.is_counted() {
+            let ahead = ns.saturating_sub(self.now());
+            self.inner.bias.fetch_add(ahead, Ordering::Relaxed);
+        }
+    }
+
+    /// Stepped: moves time on by `ns` and fires what becomes due, each timer at its own deadline.
+    pub fn advance(&self, ns: u64) {
+        assert_eq!(self.inner.driver, Driver::Stepped, "only a stepped clock is moved by hand");
+        let end = self.now().saturating_add(ns);
+        while let Some(deadline) = self.next_deadline().filter(|d| *d <= end) {
+            self.inner.bias.fetch_max(deadline, Ordering::Relaxed);
+            self.fire_due();
+        }
+        self.inner.bias.store(end, Ordering::Relaxed);
+    }
+
+    /// Makes a timer of the device behind `cell`; `fire` runs with the device locked and gets the time.
+    pub fn timer<T: Send + 'static>(&self, cell: &WeakCell<T>, fire: fn(&mut T, u64)) -> Timer {
+        let cell = cell.clone();
+        let fire = Box::new(move |timer: &TimerInner, key: Key, now: u64| {
+            let Some(device) = cell.upgrade() else { return };
+            let mut device = device.lock();
+            // The device may have cancelled or moved the timer while we waited for its lock.
+            if timer.take_if(key) {
+                fire(&mut device, now);
+            }
+        });
+        Timer { clock: self.clone(), inner: Arc::new(TimerInner { armed: Mutex::new(None), fire }) }
+    }
+
+    /// Deadline of the first timer.
+    #[inline]
+    pub fn next_deadline(&self) -> Option<u64> {
+        Some(self.inner.earliest.load(Ordering::Acquire)).filter(|d| *d != u64::MAX)
+    }
+
+    /// Fires every timer that is due, in (deadline, sequence) order. Returns how many fired. No cell may be held.
+    pub fn fire_due(&self) -> usize {
+        let mut fired = 0;
+        // A timer that re-arms itself in the past must not keep us here: what is due now is the bound.
+        let mut left = self.inner.queue.lock().due.len().saturating_mul(4).max(16);
+        while left > 0 {
+            let now = self.now();
+            let (key, timer) = {
+                let mut queue = self.inner.queue.lock();
+                let Some(entry) = queue.due.first_entry().filter(|e| e.key().0 <= now) else { break };
+                let due = entry.remove_entry();
+                self.publish_earliest(&queue);
+                due
+            };
+            (timer.fire)(&timer, key, now);
+            fired += 1;
+            left -= 1;
+        }
+        fired
+    }
+
+    /// Called when the first deadline came nearer, on the thread that armed it.
+    pub fn on_earlier(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.inner.earlier.lock() = Some(Arc::new(hook));
+    }
+
+    fn wake_earlier(&self) {
+        let hook = self.inner.earlier.lock().clone();
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+
+    fn publish_earliest(&self, queue: &Queue) -> bool {
+        let first = queue.due.first_key_value().map_or(u64::MAX, |(key, _)| key.0);
+        first < self.inner.earliest.swap(first, Ordering::AcqRel)
+    }
+
+    /// The clock's own state: time, instruction count, timer sequence.
+    pub fn save(&self) -> Record {
+        let next_seq = self.inner.queue.lock().next_seq;
+        Record::new(1).with(1, self.now()).with(2, self.instructions()).with(3, next_seq)
+    }
+
+    /// Takes over a saved state; the clock must be paused (real) and its timers are restored by their devices.
+    pub fn load(&self, from: &Record) -> Result<(), LoadError> {
+        let mut r = from.read(1)?;
+        // Times beyond 146 years would overflow sums of deadlines.
+        let now = r.get_if::<u64>(1, |ns| *ns < 1 << 62)?;
+        let instructions = r.get_if::<u64>(2, |n| *n < 1 << 52)?;
+        let next_seq = r.get_if::<u64>(3, |n| *n < 1 << 62)?;
+        r.finish()?;
+        match self.inner.driver {
+            Driver::Real => {
+                self.inner.frozen.store(now, Ordering::Release);
+                let bias = now.wrapping_sub(self.host_ns());
+                self.inner.bias.store(bias, Ordering::Release);
+            }
+            Driver::Counted { shift } => {
+                self.inner.instructions.store(instructions, Ordering::Relaxed);
+                self.inner.bias.store(now.wrapping_sub(instructions << shift), Ordering::Relaxed);
+            }
+            Driver::Stepped => self.inner.bias.store(now, Ordering::Relaxed),
+        }
+        let mut queue = self.inner.queue.lock();
+        queue.next_seq = queue.next_seq.max(next_seq);
+        Ok(())
+    }
+}
+
+/// One timer of a device; disarmed when dropped.
+pub struct Timer {
+    clock: Clock,
+    inner: Arc<TimerInner>,
+}
+
+/// Whether and when a timer will fire, as saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimerState(Option<Key>);
+
+impl TimerInner {
+    fn take_if(&self, key: Key) -> bool {
+        let mut armed = self.armed.lock();
+        if *armed == Some(key) {
+            *armed = None;
+            return true;
+        }
+        false
+    }
+}
+
+impl Timer {
+    /// (Re-)arms the timer for guest time `at` in nanoseconds. A time in the past fires as soon as timers are looked at.
+    pub fn arm(&self, at: u64) {
+        let clock = &*self.clock.inner;
+        let mut queue = clock.queue.lock();
+        let seq = queue.next_seq;
+        queue.next_seq += 1;
+        self.insert(queue, (at.min(u64::MAX - 1), seq));
+    }
+
+    fn insert(&self, mut queue: parking_lot::MutexGuard<'_, Queue>, key: Key) {
+        if let Some(old) = self.inner.armed.lock().replace(key) {
+            queue.due.remove(&old);
+        }
+        queue.due.insert(key, self.inner.clone());
+        let earlier = self.clock.publish_earliest(&queue);
+        drop(queue);
+        if earlier {
+            self.clock.wake_earlier();
+        }
+    }
+
+    /// Disarms the timer.
+    pub fn cancel(&self) {
+        let mut queue = self.clock.inner.queue.lock();
+        if let Some(old) = self.inner.armed.lock().take() {
+            queue.due.remove(&old);
+            self.clock.publish_earliest(&queue);
+        }
+    }
+
+    /// When the timer fires.
+    pub fn deadline(&self) -> Option<u64> {
+        self.inner.armed.lock().map(|key| key.0)
+    }
+
+    /// What `save` stores.
+    pub fn state(&self) -> TimerState {
+        TimerState(*self.inner.armed.lock())
+    }
+
+    /// What `load` puts back, with the original place among equal deadlines.
+    pub fn restore(&self, state: TimerState) {
+        match state.0 {
+            None => self.cancel(),
+            Some(key) => {
+                let mut queue = self.clock.inner.queue.lock();
+                queue.next_seq = queue.next_seq.max(key.1.saturating_add(1));
+                // A hostile record may name the sequence of another timer: then this one gets its own.
+                let taken = queue.due.get(&key).is_some_and(|t| !Arc::ptr_eq(t, &self.inner));
+                let key = if taken { (key.0, queue.next_seq) } else { key };
+                queue.next_seq = queue.next_seq.max(key.1.saturating_add(1));
+                self.insert(queue, key);
+            }
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl Field for TimerState {
+    fn to_value(&self) -> Value {
+        self.0.to_value()
+    }
+    fn from_value(value: &Value) -> Option<Self> {
+        let state = Option::<Key>::from_value(value)?;
+        // Bounds that keep sums of times and sequences from overflowing.
+        state.is_none_or(|(at, seq)| at < 1 << 63 && seq < 1 << 62).then_some(Self(state))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DeviceCell;
+
+    struct Log {
+        fired: Vec<(u8, u64)>,
+        a: Timer,
+        b: Timer,
+    }
+
+    fn two_timers(clock: &Clock) -> DeviceCell<Log> {
+        DeviceCell::new_cyclic(|me| Log {
+            fired: Vec::new(),
+            a: clock.timer(me, |log: &mut Log, now| log.fired.push((b'a', now))),
+            b: clock.timer(me, |log: &mut Log, now| log.fired.push((b'b', now))),
+        })
+    }
+
+    #[test]
+    fn timers_fire_in_order_of_deadline_then_of_arming() {
+        let clock = Clock::stepped();
+        let log = two_timers(&clock);
+        {
+            let log = log.lock();
+            log.b.arm(10);
+            log.a.arm(10);
+        }
+        clock.advance(20);
+        assert_eq!(log.lock().fired, [(b'b', 10), (b'a', 10)]);
+        assert_eq!(clock.now(), 20);
+    }
+
+    #[test]
+    fn a_cancelled_or_moved_timer_does_not_fire_at_its_old_time() {
+        let clock = Clock::stepped();
+        let log = two_timers(&clock);
+        log.lock().a.arm(5);
+        log.lock().a.arm(50);
+        log.lock().b.arm(6);
+        log.lock().b.cancel();
+        clock.advance(10);
+        assert!(log.lock().fired.is_empty());
+        assert_eq!(clock.next_deadline(), Some(50));
+    }
+
+    #[test]
+    fn a_restored_timer_keeps_its_place_among_equal_deadlines() {
+        let clock = Clock::stepped();
+        let log = two_timers(&clock);
+        log.lock().b.arm(10);
+        log.lock().a.arm(10);
+        let (a, b) = {
+            let log = log.lock();
+            (log.a.state(), log.b.state())
+        };
+        let saved = clock.save();
+
+        let other = Clock::stepped();
+        let copy = two_timers(&other);
+        other.load(&saved).unwrap();
+        copy.lock().a.restore(a);
+        copy.lock().b.restore(b);
+        other.advance(10);
+        assert_eq!(copy.lock().fired, [(b'b', 10), (b'a', 10)]);
+    }
+
+    #[test]
+    fn counted_time_is_instructions_plus_skipped_idle_time() {
+        let clock = Clock::counted(3);
+        clock.set_instructions(100);
+        assert_eq!(clock.now(), 800);
+        assert_eq!(clock.instructions_until(801), 1);
+        clock.warp_to(1000);
+        assert_eq!(clock.now(), 1000);
+        clock.set_instructions(101);
+        assert_eq!(clock.now(), 1008);
+        let copy = Clock::counted(3);
+        copy.load(&clock.save()).unwrap();
+        assert_eq!((copy.now(), copy.instructions()), (1008, 101));
+    }
+
+    #[test]
+    fn paused_real_time_stands_still() {
+        let clock = Clock::real();
+        assert_eq!(clock.now(), 0);
+        clock.resume();
+        while clock.now() == 0 {}
+        clock.pause();
+        let at = clock.now();
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        assert_eq!(clock.now(), at);
+    }
+
+    #[test]
+    fn arming_an_earlier_deadline_calls_the_hook() {
+        use std::sync::atomic::AtomicUsize;
+        let clock = Clock::stepped();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let seen = calls.clone();
+        clock.on_earlier(move || {
+            seen.fetch_add(1, Ordering::Relaxed);
+        });
+        let log = two_timers(&clock);
+        log.lock().a.arm(100);
+        log.lock().b.arm(200);
+        log.lock().b.arm(50);
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_timer_dies_with_its_device() {
+        let clock = Clock::stepped();
+        let log = two_timers(&clock);
+        log.lock().a.arm(5);
+        drop(log);
+        assert_eq!(clock.next_deadline(), None);
+        clock.advance(10);
+    }
+}
