@@ -6,4 +6,5 @@
 pub mod env;
 pub mod interp;
 pub mod ir;
+pub mod mmu;
 pub mod mode;

@@ -54,8 +54,8 @@ pub fn reserved(mode: Mode, level: u8, large: bool, phys_bits: u8, nxe: bool, ps
         Mode::FourLevel => {
             let low = match (level, large) {
                 (4, _) => PS,
-                (3, true) if gb => 0x3fff_e000,
-                (3, true) => PS,
+                (3, _) if !gb => PS,
+                (3, true) => 0x3fff_e000,
                 (2, true) => 0x1f_e000,
                 _ => 0,
             };

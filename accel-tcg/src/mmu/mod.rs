@@ -1,0 +1,3 @@
+//! Guest memory as the processor sees it.
+pub mod tlb;
+pub mod walk;
