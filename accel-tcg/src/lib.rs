@@ -4,6 +4,7 @@
 //! direct-threaded operations and runs them; `vcpu` is the loop around it.
 
 pub mod env;
+pub mod helpers;
 pub mod interp;
 pub mod ir;
 pub mod mmu;

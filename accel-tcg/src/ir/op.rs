@@ -171,6 +171,11 @@ impl Ref {
         Ref(0x18 + n as u16)
     }
 
+    /// Selector of a segment register, read only.
+    pub const fn seg_sel(n: u8) -> Ref {
+        Ref(0x38 + n as u16)
+    }
+
     /// XMM register by number.
     pub const fn xmm(n: u8) -> Ref {
         Ref(0x20 + (n as u16 & 15))
@@ -189,6 +194,11 @@ impl Ref {
     /// The segment's number, if it is a segment base.
     pub fn as_seg_base(self) -> Option<u8> {
         (0x18..0x1e).contains(&self.0).then(|| (self.0 - 0x18) as u8)
+    }
+
+    /// The segment's number, if it is a selector.
+    pub fn as_seg_sel(self) -> Option<u8> {
+        (0x38..0x3e).contains(&self.0).then(|| (self.0 - 0x38) as u8)
     }
 
     /// The XMM register's number, if it is one.

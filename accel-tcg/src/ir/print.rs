@@ -11,6 +11,8 @@ const GPR: [&str; 16] = [
 const HIGH: [&str; 4] = ["ah", "ch", "dh", "bh"];
 const BASES: [&str; 6] = ["es_base", "cs_base", "ss_base", "ds_base", "fs_base", "gs_base"];
 
+const SELECTORS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
+
 /// Names of the attribute bits that are written behind the operands.
 pub(super) const WORDS: [(u8, &str); 3] =
     [(Attr::LOCK, "lock"), (Attr::STACK, "stack"), (Attr::ALIGNED, "aligned")];
@@ -20,8 +22,9 @@ pub(super) fn fixed_refs() -> impl Iterator<Item = (Ref, String)> {
     let gpr = (0..16).map(|i| (Ref::gpr(i), GPR[i as usize].to_string()));
     let high = (0..4).map(|i| (Ref::high(i), HIGH[i as usize].to_string()));
     let base = (0..6).map(|i| (Ref::seg_base(i), BASES[i as usize].to_string()));
+    let sel = (0..6).map(|i| (Ref::seg_sel(i), SELECTORS[i as usize].to_string()));
     let xmm = (0..16).map(|i| (Ref::xmm(i), format!("xmm{i}")));
-    gpr.chain(high).chain(base).chain(xmm).chain([(Ref::NONE, "none".to_string())])
+    gpr.chain(high).chain(base).chain(sel).chain(xmm).chain([(Ref::NONE, "none".to_string())])
 }
 
 /// A reference as text.
@@ -40,6 +43,9 @@ pub fn reference(b: &Block, r: Ref) -> String {
     }
     if let Some(n) = r.as_seg_base() {
         return BASES[n as usize].into();
+    }
+    if let Some(n) = r.as_seg_sel() {
+        return SELECTORS[n as usize].into();
     }
     if let Some(n) = r.as_xmm() {
         return format!("xmm{n}");
