@@ -4,8 +4,10 @@
 //! direct-threaded operations and runs them; `vcpu` is the loop around it.
 
 pub mod env;
+pub mod frontend;
 pub mod helpers;
 pub mod interp;
 pub mod ir;
 pub mod mmu;
 pub mod mode;
+pub mod opt;

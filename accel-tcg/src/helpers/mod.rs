@@ -32,6 +32,8 @@
 //!
 //! Addresses are linear; the segment has been checked.
 
+pub mod string;
+
 /// What a routine is called with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HelperArgs {

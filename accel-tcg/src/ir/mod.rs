@@ -11,4 +11,4 @@ pub mod print;
 pub mod verify;
 
 pub use help::Help;
-pub use op::{Attr, Block, Call, Cond, Insn, Op, Opaque, Opcode, Ref, Ty};
+pub use op::{Attr, Block, Call, Cond, FlagsForm, Insn, Op, Opaque, Opcode, Ref, Ty};

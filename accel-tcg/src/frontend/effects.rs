@@ -1,0 +1,196 @@
+//! What an encoding needs: CPUID features and processor modes.
+
+use anura_x86::{CpuModel, Feature};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+
+/// Features the guest may execute, by the decoder's numbering, and its vendor's habits.
+#[derive(Clone, Debug)]
+pub struct Features {
+    allowed: [u64; 3],
+    /// Near branches with 66h in 64-bit mode and the like follow AMD.
+    pub amd: bool,
+    /// F3 0F BC is TZCNT.
+    pub tzcnt: bool,
+    /// F3 0F BD is LZCNT.
+    pub lzcnt: bool,
+    /// LAHF and SAHF exist in 64-bit code.
+    pub lahf64: bool,
+}
+
+/// Features without which no x86-64 processor exists, or whose encodings are hints on the others.
+const BASE: &[CpuidFeature] = {
+    use CpuidFeature::*;
+    &[
+        INTEL8086,
+        INTEL186,
+        INTEL286,
+        INTEL386,
+        INTEL486,
+        X64,
+        CPUID,
+        MULTIBYTENOP,
+        PAUSE,
+        PREFETCHW,
+        PREFETCHWT1,
+        CLDEMOTE,
+        CET_IBT,
+        CET_SS,
+        HLE_or_RTM,
+        RDPMC,
+        WBNOINVD,
+        SMAP,
+        FPU287,
+        FPU387,
+    ]
+};
+
+/// The decoder's features and ours.
+const MAP: &[(CpuidFeature, Feature)] = {
+    use CpuidFeature as C;
+    use Feature as F;
+    &[
+        (C::ADX, F::Adx),
+        (C::AES, F::Aes),
+        (C::AVX, F::Avx),
+        (C::AVX2, F::Avx2),
+        (C::BMI1, F::Bmi1),
+        (C::BMI2, F::Bmi2),
+        (C::CLFLUSHOPT, F::Clflushopt),
+        (C::CLFSH, F::Clflush),
+        (C::CLWB, F::Clwb),
+        (C::CMOV, F::Cmov),
+        (C::CMPXCHG16B, F::Cx16),
+        (C::CX8, F::Cx8),
+        (C::F16C, F::F16c),
+        (C::FMA, F::Fma),
+        (C::FPU, F::Fpu),
+        (C::FSGSBASE, F::Fsgsbase),
+        (C::FXSR, F::Fxsr),
+        (C::GFNI, F::Gfni),
+        (C::INVPCID, F::Invpcid),
+        (C::LZCNT, F::Abm),
+        (C::MMX, F::Mmx),
+        (C::MONITOR, F::Monitor),
+        (C::MOVBE, F::Movbe),
+        (C::MSR, F::Msr),
+        (C::PCLMULQDQ, F::Pclmulqdq),
+        (C::POPCNT, F::Popcnt),
+        (C::RDPID, F::Rdpid),
+        (C::RDRAND, F::Rdrand),
+        (C::RDSEED, F::Rdseed),
+        (C::RDTSCP, F::Rdtscp),
+        (C::SEP, F::Sep),
+        (C::SERIALIZE, F::Serialize),
+        (C::SHA, F::ShaNi),
+        (C::SSE, F::Sse),
+        (C::SSE2, F::Sse2),
+        (C::SSE3, F::Sse3),
+        (C::SSE4_1, F::Sse41),
+        (C::SSE4_2, F::Sse42),
+        (C::SSSE3, F::Ssse3),
+        (C::SYSCALL, F::Syscall),
+        (C::TSC, F::Tsc),
+        (C::VAES, F::Vaes),
+        (C::VPCLMULQDQ, F::Vpclmulqdq),
+        (C::XSAVE, F::Xsave),
+        (C::XSAVEC, F::Xsavec),
+        (C::XSAVEOPT, F::Xsaveopt),
+        (C::XSAVES, F::Xsaves),
+    ]
+};
+
+impl Features {
+    /// What a model shows.
+    pub fn of(model: &CpuModel) -> Self {
+        let mut allowed = [0; 3];
+        let mut add = |f: CpuidFeature| allowed[f as usize / 64] |= 1u64 << (f as usize % 64);
+        BASE.iter().for_each(|&f| add(f));
+        MAP.iter().filter(|(_, f)| model.has(*f)).for_each(|(c, _)| add(*c));
+        Features {
+            allowed,
+            amd: !model.is_intel(),
+            tzcnt: model.has(Feature::Bmi1),
+            lzcnt: model.has(Feature::Abm),
+            lahf64: model.has(Feature::LahfLm),
+        }
+    }
+
+    /// Everything that this crate knows: for tests.
+    pub fn all() -> Self {
+        let mut allowed = [0; 3];
+        let mut add = |f: CpuidFeature| allowed[f as usize / 64] |= 1u64 << (f as usize % 64);
+        BASE.iter().for_each(|&f| add(f));
+        MAP.iter().for_each(|(c, _)| add(*c));
+        Features { allowed, amd: false, tzcnt: true, lzcnt: true, lahf64: true }
+    }
+
+    fn has(&self, f: CpuidFeature) -> bool {
+        self.allowed[f as usize / 64] >> (f as usize % 64) & 1 != 0
+    }
+
+    /// Whether the guest may execute the instruction at all.
+    pub fn allow(&self, i: &Instruction) -> bool {
+        i.cpuid_features().iter().all(|&f| self.has(f))
+    }
+}
+
+/// Which unit an opaque instruction belongs to, by what makes it fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// x87.
+    X87,
+    /// MMX registers.
+    Mmx,
+    /// Legacy-encoded SSE.
+    Sse,
+    /// VEX-encoded.
+    Avx,
+    /// Nothing that the host could run for the guest.
+    None,
+}
+
+/// The unit of an instruction.
+pub fn unit(i: &Instruction) -> Unit {
+    use CpuidFeature as C;
+    use iced_x86::{EncodingKind, OpKind};
+    match i.encoding() {
+        EncodingKind::VEX => return Unit::Avx,
+        EncodingKind::Legacy => {}
+        _ => return Unit::None,
+    }
+    let mm = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+    if mm || i.mnemonic() == Mnemonic::Emms {
+        return Unit::Mmx;
+    }
+    let mut unit = Unit::None;
+    for f in i.cpuid_features() {
+        match f {
+            C::FPU | C::FPU287 | C::FPU387 => return Unit::X87,
+            C::SSE
+            | C::SSE2
+            | C::SSE3
+            | C::SSSE3
+            | C::SSE4_1
+            | C::SSE4_2
+            | C::AES
+            | C::PCLMULQDQ
+            | C::SHA
+            | C::GFNI => {
+                unit = Unit::Sse;
+            }
+            _ => {}
+        }
+    }
+    if i.mnemonic() == Mnemonic::Wait { Unit::X87 } else { unit }
+}
+
+/// Whether an instruction looks at MXCSR or sets its flags.
+pub fn uses_mxcsr(i: &Instruction) -> bool {
+    let name = format!("{:?}", i.mnemonic());
+    let n = name.strip_prefix('V').unwrap_or(&name);
+    const STEMS: &[&str] = &[
+        "Add", "Sub", "Mul", "Div", "Sqrt", "Max", "Min", "Cmpp", "Cmps", "Comi", "Ucomi", "Cvt", "Round",
+        "Hadd", "Hsub", "Dpp", "Fm", "Fnm", "Rcp", "Rsqrt",
+    ];
+    STEMS.iter().any(|s| n.starts_with(s)) && !matches!(n, "Mulx")
+}

@@ -1,0 +1,3 @@
+//! Passes over IR, one file each.
+
+pub mod flags;
