@@ -4,9 +4,13 @@
 //! (`cc_op`, `cc_a`, `cc_b`, owned by `interp::flags`), the mode is summed up in `mode_key`
 //! (owned by [`crate::mode`]), and instruction counts are kept.
 use crate::interp::flags;
+use crate::mmu::Mmu;
+use anura_accel::{CpuPlatform, VmConfig, VmSpaces};
+use anura_vmcore::{CpuSignal, Requester};
 use anura_x86::regs::{efer, rflags, vector};
 use anura_x86::state::{EventKind, PendingException};
 use anura_x86::{Activity, CpuState, Msrs, Segment, Shadow, TableReg, XsaveImage};
+use std::sync::Arc;
 
 /// x87, SSE and AVX registers in the XSAVE standard layout.
 pub type FpuArea = XsaveImage;
@@ -30,6 +34,9 @@ pub struct Env {
     pub eflags_sys: u64,
     /// Instructions retired up to the start of the current block.
     pub icount: u64,
+    /// Instructions of the current block up to and with the running one; the interpreter sets
+    /// it before whatever may reach a device, the local APIC or the clock.
+    pub insn_in_block: u64,
     /// Always zero: what an absent base, index or segment reads.
     pub zero: u64,
     /// Temporaries of the running instruction (owned by `interp`).
@@ -143,6 +150,96 @@ impl Fault {
     }
 }
 
+/// What all virtual processors of a machine share.
+pub struct VmShared {
+    /// Address spaces, clock and RAM.
+    pub spaces: VmSpaces,
+    /// Model, topology, rates and the board.
+    pub config: VmConfig,
+}
+
+/// One virtual processor.
+pub struct Cpu {
+    /// Registers.
+    pub env: Env,
+    /// Address translation and access to memory and ports.
+    pub mmu: Mmu,
+    /// The machine.
+    pub vm: Arc<VmShared>,
+    /// Index of this processor.
+    pub id: u32,
+    /// How others get its attention.
+    pub signal: Arc<CpuSignal>,
+    /// In counted time: the clock's instruction count minus this processor's own, at the start of
+    /// `run` (the other processors' instructions).
+    pub count_base: u64,
+}
+
+impl Cpu {
+    /// A processor after power-up.
+    pub fn new(vm: Arc<VmShared>, id: u32, signal: Arc<CpuSignal>) -> Self {
+        let state = CpuState::reset(vm.config.model.signature());
+        let mmu = Mmu::new(&vm.spaces);
+        let mut cpu = Self { env: Env::new(&state), mmu, vm, id, signal, count_base: 0 };
+        cpu.env.random ^= u64::from(id).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        cpu.after_load();
+        cpu
+    }
+
+    /// Takes over a state that was validated, and forgets all translations.
+    pub fn load_state(&mut self, s: &CpuState) {
+        self.env.load(s);
+        self.vm.config.platform.apic(self.id).set_tpr(s.cr8 as u8);
+        self.after_load();
+    }
+
+    /// The complete state.
+    pub fn save_state(&self) -> CpuState {
+        self.env.to_state(self.apic().tpr().into())
+    }
+
+    /// To be called when registers were set from outside: recomputes what depends on them.
+    pub fn after_load(&mut self) {
+        self.paging_changed();
+        self.mode_changed();
+    }
+
+    /// The board.
+    pub fn platform(&self) -> &dyn CpuPlatform {
+        &*self.vm.config.platform
+    }
+
+    /// The local APIC.
+    pub fn apic(&self) -> &dyn anura_accel::LocalApic {
+        self.vm.config.platform.apic(self.id)
+    }
+
+    /// This processor as the source of an access.
+    pub fn requester(&self) -> Requester {
+        Requester::Cpu(self.id)
+    }
+
+    /// Instructions retired so far, the running one included.
+    pub fn exact_count(&self) -> u64 {
+        self.env.icount.wrapping_add(self.env.insn_in_block)
+    }
+
+    /// In counted time, brings the clock to the running instruction. Call before an access that
+    /// can reach a device, the local APIC or the clock.
+    #[inline]
+    pub fn sync_clock(&self) {
+        if self.vm.config.counted {
+            self.vm.spaces.clock.set_instructions(self.count_base.wrapping_add(self.exact_count()));
+        }
+    }
+
+    /// Recomputes the mode key and the view of memory that goes with it.
+    pub fn mode_changed(&mut self) {
+        self.env.update_mode_key();
+        self.view_changed();
+    }
+}
+
 impl Env {
     /// A processor with the given state; `set_state` must have validated it.
     pub fn new(s: &CpuState) -> Self {
@@ -155,6 +252,7 @@ impl Env {
             cc_b: 0,
             eflags_sys: 0,
             icount: 0,
+            insn_in_block: 0,
             zero: 0,
             temps: [0; 64],
             seg: s.seg,

@@ -419,7 +419,7 @@ mod tests {
             let mut bad = e >> 40 & 0xfff != 0 || e >> 63 == 1 && !ctx.nxe;
             let span = 1u64 << (n * 9 + 3);
             bad |= n == 4 && e & 0x80 != 0 || n == 3 && e & 0x80 != 0 && !ctx.gb_pages;
-            bad |= leaf && n > 1 && (e & paging::ADDRESS) % span & !0x1000 != 0;
+            bad |= leaf && n > 1 && ((e & paging::ADDRESS) % span) & !0x1000 != 0;
             if bad {
                 return Err(true);
             }
