@@ -273,6 +273,9 @@ impl Clock {
     }
 }
 
+/// Deadlines beyond this, 292 years, are brought down to it: a record can then hold any deadline.
+const NEVER: u64 = (1 << 63) - 1;
+
 /// One timer of a device; disarmed when dropped.
 pub struct Timer {
     clock: Clock,
@@ -301,7 +304,7 @@ impl Timer {
         let mut queue = clock.queue.lock();
         let seq = queue.next_seq;
         queue.next_seq += 1;
-        self.insert(queue, (at.min(u64::MAX - 1), seq));
+        self.insert(queue, (at.min(NEVER), seq));
     }
 
     fn insert(&self, mut queue: parking_lot::MutexGuard<'_, Queue>, key: Key) {
