@@ -89,8 +89,6 @@ pub struct Env {
     pub shadow: Shadow,
     /// Guest TSC minus the machine's TSC.
     pub tsc_offset: u64,
-    /// State of the seeded generator behind RDRAND.
-    pub random: u64,
     /// The other MSRs.
     pub msrs: Msrs,
     /// x87, SSE, AVX.
@@ -181,7 +179,6 @@ impl Cpu {
         let state = CpuState::reset(vm.config.model.signature());
         let mmu = Mmu::new(&vm.spaces);
         let mut cpu = Self { env: Env::new(&state), mmu, vm, id, signal, count_base: 0 };
-        cpu.env.random ^= u64::from(id).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         cpu.after_load();
         cpu
     }
@@ -279,7 +276,6 @@ impl Env {
             shutdown: false,
             shadow: Shadow::None,
             tsc_offset: 0,
-            random: 0x9e37_79b9_7f4a_7c15,
             msrs: s.msrs.clone(),
             fpu: s.xsave.clone(),
         };
@@ -287,7 +283,7 @@ impl Env {
         env
     }
 
-    /// Takes over an architectural state. Counts and the random seed stay; the caller flushes
+    /// Takes over an architectural state. Counts stay; the caller flushes
     /// the TLB. CR8 belongs to the local APIC and is not taken here.
     pub fn load(&mut self, s: &CpuState) {
         let CpuState {

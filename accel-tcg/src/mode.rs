@@ -1,7 +1,8 @@
 //! What the current mode is, and what may be written to the registers that make it.
-use crate::env::Env;
-use anura_x86::regs::{cr0, cr4, efer, rflags, xcr0};
+use crate::env::{Cpu, Env, Exec, Fault};
+use anura_x86::regs::{cr0, cr3, cr4, efer, rflags, xcr0};
 use anura_x86::segment::index::{CS, DS, ES, SS};
+use anura_x86::{Feature, paging};
 
 /// Bits of the mode key: whatever changes the meaning of code bytes, and nothing else.
 pub mod key {
@@ -99,5 +100,167 @@ impl Env {
     /// Whether MXCSR or the x87 control word leaves an exception unmasked.
     pub fn unmasked_fp(&self) -> bool {
         self.fpu.fcw() & 0x3f != 0x3f || self.fpu.mxcsr() & 0x1f80 != 0x1f80
+    }
+}
+
+/// Rules for writes to the registers that make the mode. A refused write changes nothing.
+impl Cpu {
+    /// Bits of CR4 that exist in this model.
+    fn cr4_allowed(&self) -> u64 {
+        let m = &self.vm.config.model;
+        let mut allowed = cr4::TSD | cr4::OSXMMEXCPT;
+        for (feature, bits) in [
+            (Feature::Vme, cr4::VME | cr4::PVI),
+            (Feature::De, cr4::DE),
+            (Feature::Pse, cr4::PSE),
+            (Feature::Pae, cr4::PAE),
+            (Feature::Mce, cr4::MCE),
+            (Feature::Pge, cr4::PGE),
+            (Feature::Fxsr, cr4::OSFXSR),
+            (Feature::Umip, cr4::UMIP),
+            (Feature::Fsgsbase, cr4::FSGSBASE),
+            (Feature::Pcid, cr4::PCIDE),
+            (Feature::Xsave, cr4::OSXSAVE),
+            (Feature::Smep, cr4::SMEP),
+            (Feature::Smap, cr4::SMAP),
+        ] {
+            if m.has(feature) {
+                allowed |= bits;
+            }
+        }
+        allowed | cr4::PCE
+    }
+
+    /// MOV to CR0, LMSW.
+    pub fn write_cr0(&mut self, value: u64) -> Exec<()> {
+        let old = self.env.cr0;
+        if value >> 32 != 0
+            || value & cr0::PG != 0 && value & cr0::PE == 0
+            || value & cr0::NW != 0 && value & cr0::CD == 0
+        {
+            return Err(Fault::GP0);
+        }
+        let new = value & cr0::ALL | cr0::ET;
+        let (was, is) = (old & cr0::PG != 0, new & cr0::PG != 0);
+        let mut new_efer = self.env.efer;
+        let pae = self.env.cr4 & cr4::PAE != 0;
+        let lme = self.env.efer & efer::LME != 0;
+        if !was && is && lme {
+            if !pae || self.env.seg[CS].attr.l() {
+                return Err(Fault::GP0);
+            }
+            new_efer |= efer::LMA;
+        }
+        if was && !is {
+            if self.env.is_64bit() || self.env.cr4 & cr4::PCIDE != 0 {
+                return Err(Fault::GP0);
+            }
+            new_efer &= !efer::LMA;
+        }
+        let cached = cr0::PG | cr0::CD | cr0::NW;
+        if is && pae && !lme && (old ^ new) & cached != 0 {
+            self.env.pdpte = self.fetch_pdptes(self.env.cr3)?;
+        }
+        self.env.cr0 = new;
+        self.env.efer = new_efer;
+        if (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0 {
+            self.paging_changed();
+        }
+        self.mode_changed();
+        Ok(())
+    }
+
+    /// MOV to CR3.
+    pub fn write_cr3(&mut self, value: u64) -> Exec<()> {
+        let pcid = self.env.cr4 & cr4::PCIDE != 0;
+        let stored = if pcid { value & !cr3::NOFLUSH } else { value };
+        if self.env.long_mode() {
+            if stored >> self.vm.config.model.phys_bits != 0 {
+                return Err(Fault::GP0);
+            }
+        } else if self.is_pae() {
+            self.env.pdpte = self.fetch_pdptes(value & 0xffff_ffff)?;
+        }
+        // With a PCID the entries of other contexts may stay; dropping them is allowed too.
+        self.load_cr3(stored);
+        Ok(())
+    }
+
+    /// MOV to CR4.
+    pub fn write_cr4(&mut self, value: u64) -> Exec<()> {
+        let old = self.env.cr4;
+        let lma = self.env.long_mode();
+        if value & !self.cr4_allowed() != 0
+            || lma && value & cr4::PAE == 0
+            || value & !old & cr4::PCIDE != 0 && (!lma || self.env.cr3 & cr3::PCID != 0)
+        {
+            return Err(Fault::GP0);
+        }
+        let paging = cr4::PAE | cr4::PSE | cr4::PGE | cr4::SMEP | cr4::SMAP | cr4::PCIDE | cr4::PKE;
+        if self.env.cr0 & cr0::PG != 0
+            && !lma
+            && value & cr4::PAE != 0
+            && (old ^ value) & (cr4::PAE | cr4::PGE | cr4::PSE | cr4::SMEP) != 0
+        {
+            self.env.pdpte = self.fetch_pdptes(self.env.cr3)?;
+        }
+        self.env.cr4 = value;
+        if (old ^ value) & paging != 0 {
+            self.paging_changed();
+        }
+        self.mode_changed();
+        Ok(())
+    }
+
+    /// WRMSR to EFER.
+    pub fn write_efer(&mut self, value: u64) -> Exec<()> {
+        let m = &self.vm.config.model;
+        let mut allowed = efer::LMA;
+        for (feature, bit) in [
+            (Feature::Syscall, efer::SCE),
+            (Feature::Lm, efer::LME),
+            (Feature::Nx, efer::NXE),
+            (Feature::FxsrOpt, efer::FFXSR),
+        ] {
+            if m.has(feature) {
+                allowed |= bit;
+            }
+        }
+        let old = self.env.efer;
+        if value & !allowed != 0 || (value ^ old) & efer::LME != 0 && self.env.cr0 & cr0::PG != 0 {
+            return Err(Fault::GP0);
+        }
+        self.env.efer = value & !efer::LMA | old & efer::LMA;
+        if (old ^ value) & efer::NXE != 0 {
+            self.paging_changed();
+        }
+        self.mode_changed();
+        Ok(())
+    }
+
+    /// XSETBV of XCR0.
+    pub fn write_xcr0(&mut self, value: u64) -> Exec<()> {
+        if value & xcr0::X87 == 0
+            || value & !self.vm.config.model.xcr0_supported() != 0
+            || value & (xcr0::SSE | xcr0::AVX) == xcr0::AVX
+        {
+            return Err(Fault::GP0);
+        }
+        self.env.xcr0 = value;
+        self.mode_changed();
+        Ok(())
+    }
+
+    /// The four PDPTEs that `cr3` names; #GP if a present one has a reserved bit set.
+    fn fetch_pdptes(&mut self, cr3: u64) -> Exec<[u64; 4]> {
+        let reserved = paging::reserved_pdpte(self.vm.config.model.phys_bits);
+        let mut entries = [0; 4];
+        for (i, e) in entries.iter_mut().enumerate() {
+            *e = self.read_phys_u64((cr3 & 0xffff_ffe0) + i as u64 * 8);
+            if *e & paging::P != 0 && *e & reserved != 0 {
+                return Err(Fault::GP0);
+            }
+        }
+        Ok(entries)
     }
 }

@@ -34,6 +34,12 @@
 
 pub mod string;
 
+pub mod seg;
+
+use crate::env::{Cpu, Env, Exec};
+use crate::mmu::View;
+use anura_x86::segment::index::SS;
+
 /// What a routine is called with.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HelperArgs {
@@ -77,4 +83,106 @@ pub enum Flow {
     /// With this same instruction: its registers hold the progress made (REP); `HelperArgs` does not say how many
     /// iterations, the routine counts them itself.
     Again,
+}
+
+/// The stack while an instruction works on it: the stack pointer moves at the end only.
+pub(crate) struct Stack {
+    sp: u64,
+    base: u64,
+    mask: u64,
+}
+
+impl Stack {
+    /// The current stack.
+    pub(crate) fn current(cpu: &Cpu) -> Self {
+        let env = &cpu.env;
+        let mask = stack_mask(env);
+        let base = if env.is_64bit() { 0 } else { env.seg[SS].base };
+        Self { sp: env.gpr[4], base, mask }
+    }
+
+    /// Linear address of the byte at `sp`.
+    fn linear(&self, sp: u64) -> u64 {
+        let at = (sp & self.mask).wrapping_add(self.base);
+        if self.mask == u64::MAX { at } else { at & 0xffff_ffff }
+    }
+
+    /// Reads 2, 4 or 8 bytes and moves up.
+    pub(crate) fn pop(&mut self, cpu: &mut Cpu, size: u8) -> Exec<u64> {
+        check_stack(cpu, self.sp & self.mask, size.into())?;
+        let v = cpu.read_sized(self.linear(self.sp), size, View::Stack)?;
+        self.skip(size.into());
+        Ok(v)
+    }
+
+    /// Writes 2, 4 or 8 bytes below.
+    pub(crate) fn push(&mut self, cpu: &mut Cpu, value: u64, size: u8) -> Exec<()> {
+        let sp = self.sp.wrapping_sub(size.into());
+        check_stack(cpu, sp & self.mask, size.into())?;
+        cpu.write_sized(self.linear(sp), value, size, View::Stack)?;
+        self.sp = sp;
+        Ok(())
+    }
+
+    /// Moves up without reading.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        self.sp = self.sp.wrapping_add(bytes);
+    }
+
+    /// Gives the stack pointer back to the register, in the stack's width.
+    pub(crate) fn commit(self, cpu: &mut Cpu) {
+        set_sp(&mut cpu.env, self.sp, self.mask);
+    }
+}
+
+/// Sets the part of RSP that the stack's width covers; a 32-bit stack clears the rest.
+pub(crate) fn set_sp(env: &mut Env, sp: u64, mask: u64) {
+    let keep = if mask == 0xffff { env.gpr[4] & !mask } else { 0 };
+    env.gpr[4] = keep | sp & mask;
+}
+
+/// Bits of RSP that the current stack uses.
+pub(crate) fn stack_mask(env: &Env) -> u64 {
+    if env.is_64bit() {
+        u64::MAX
+    } else if env.seg[SS].attr.db() {
+        0xffff_ffff
+    } else {
+        0xffff
+    }
+}
+
+/// #SS(0) unless all bytes at the offset are inside the stack segment.
+fn check_stack(cpu: &Cpu, offset: u64, len: u64) -> Exec<()> {
+    if cpu.env.is_64bit() || within(&cpu.env.seg[SS], offset, len) {
+        Ok(())
+    } else {
+        Err(crate::env::Fault::SS0)
+    }
+}
+
+/// Whether `len` bytes at `offset` are inside a segment, expand-down ones included.
+pub(crate) fn within(s: &anura_x86::Segment, offset: u64, len: u64) -> bool {
+    let last = offset.wrapping_add(len - 1);
+    if s.attr.s() && !s.attr.is_code() && s.attr.is_expand_down() {
+        let top = if s.attr.db() { 0xffff_ffff } else { 0xffff };
+        offset > s.limit.into() && last <= top && last >= offset
+    } else {
+        last <= s.limit.into() && last >= offset
+    }
+}
+
+impl Env {
+    /// Writes a general register with the rules of its width: 4 bytes clear the upper half,
+    /// 1 and 2 bytes leave the rest. (High byte registers are not meant.)
+    #[inline]
+    pub fn put_gpr(&mut self, reg: u8, size: u8, value: u64) {
+        let r = &mut self.gpr[usize::from(reg & 15)];
+        *r = match size {
+            1 => *r & !0xff | value & 0xff,
+            2 => *r & !0xffff | value & 0xffff,
+            4 => value & 0xffff_ffff,
+            _ => value,
+        };
+    }
 }

@@ -1,0 +1,160 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT and the software interrupts.
+use super::software;
+use crate::env::{Cpu, Exec, Fault};
+use crate::helpers::{Flow, HelperArgs};
+use crate::interp::flags;
+use crate::mode::key;
+use anura_x86::Segment;
+use anura_x86::regs::{cr0, efer, rflags, vector};
+use anura_x86::segment::index::{CS, SS};
+use anura_x86::state::{EventKind, is_canonical};
+
+/// Access rights of the flat segments that the fast system calls load.
+const CODE64: u32 = 0xa09b;
+const CODE32: u32 = 0xc09b;
+const DATA: u32 = 0xc093;
+const DPL3: u32 = 0x60;
+
+fn flat(selector: u16, attr: u32) -> Segment {
+    Segment::new(selector, 0, u32::MAX, attr)
+}
+
+/// SYSCALL.
+pub fn syscall(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    let intel = cpu.vm.config.model.is_intel();
+    let env = &mut cpu.env;
+    if env.efer & efer::SCE == 0 || env.cr0 & cr0::PE == 0 || intel && !env.is_64bit() {
+        return Err(Fault::UD);
+    }
+    let cs = (env.msrs.star >> 32) as u16 & !3;
+    if env.long_mode() {
+        let old = env.rflags();
+        env.gpr[1] = a.next_rip;
+        env.gpr[11] = old & !rflags::RF;
+        env.rip = if env.is_64bit() { env.msrs.lstar } else { env.msrs.cstar };
+        let mask = env.msrs.fmask;
+        env.set_rflags(old & !mask & !rflags::RF);
+        env.seg[CS] = flat(cs, CODE64);
+    } else {
+        env.gpr[1] = a.next_rip & 0xffff_ffff;
+        env.rip = env.msrs.star & 0xffff_ffff;
+        env.eflags_sys &= !(rflags::IF | rflags::VM | rflags::RF);
+        env.seg[CS] = flat(cs, CODE32);
+    }
+    env.seg[SS] = flat(cs.wrapping_add(8), DATA);
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
+}
+
+/// SYSRET; `size` 8 returns to 64-bit code.
+pub fn sysret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    let intel = cpu.vm.config.model.is_intel();
+    let env = &mut cpu.env;
+    if env.efer & efer::SCE == 0 || env.cr0 & cr0::PE == 0 || intel && !env.is_64bit() {
+        return Err(Fault::UD);
+    }
+    if env.cpl() != 0 {
+        return Err(Fault::GP0);
+    }
+    let base = (env.msrs.star >> 48) as u16 | 3;
+    let rcx = env.gpr[1];
+    if a.size == 8 && env.long_mode() {
+        if !is_canonical(rcx) {
+            return Err(Fault::GP0);
+        }
+        env.rip = rcx;
+        env.seg[CS] = flat(base.wrapping_add(16) | 3, CODE64 | DPL3);
+    } else {
+        env.rip = rcx & 0xffff_ffff;
+        env.seg[CS] = flat(base, CODE32 | DPL3);
+    }
+    if env.long_mode() {
+        let flags = env.gpr[11] & rflags::ALL & !(rflags::RF | rflags::VM);
+        env.set_rflags(flags);
+    } else {
+        env.eflags_sys |= rflags::IF;
+    }
+    env.seg[SS] = flat(base.wrapping_add(8) | 3, DATA | DPL3);
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
+}
+
+/// SYSENTER.
+pub fn sysenter(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    let intel = cpu.vm.config.model.is_intel();
+    let env = &mut cpu.env;
+    let long = env.long_mode();
+    if long && !intel {
+        return Err(Fault::UD);
+    }
+    let cs = env.msrs.sysenter_cs as u16 & !3;
+    if env.cr0 & cr0::PE == 0 || cs == 0 {
+        return Err(Fault::GP0);
+    }
+    env.eflags_sys &= !(rflags::VM | rflags::IF | rflags::RF);
+    let (rip, rsp) = (env.msrs.sysenter_eip, env.msrs.sysenter_esp);
+    let mask = if long { u64::MAX } else { 0xffff_ffff };
+    (env.rip, env.gpr[4]) = (rip & mask, rsp & mask);
+    env.seg[CS] = flat(cs, if long { CODE64 } else { CODE32 });
+    env.seg[SS] = flat(cs.wrapping_add(8), DATA);
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
+}
+
+/// SYSEXIT; `size` 8 returns to 64-bit code.
+pub fn sysexit(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    let intel = cpu.vm.config.model.is_intel();
+    let env = &mut cpu.env;
+    if env.long_mode() && !intel {
+        return Err(Fault::UD);
+    }
+    let cs = env.msrs.sysenter_cs as u16 & !3;
+    if env.cr0 & cr0::PE == 0 || cs == 0 || env.cpl() != 0 {
+        return Err(Fault::GP0);
+    }
+    let (rcx, rdx) = (env.gpr[1], env.gpr[2]);
+    if a.size == 8 && env.long_mode() {
+        if !is_canonical(rcx) || !is_canonical(rdx) {
+            return Err(Fault::GP0);
+        }
+        (env.rip, env.gpr[4]) = (rdx, rcx);
+        env.seg[CS] = flat(cs.wrapping_add(32) | 3, CODE64 | DPL3);
+        env.seg[SS] = flat(cs.wrapping_add(40) | 3, DATA | DPL3);
+    } else {
+        (env.rip, env.gpr[4]) = (rdx & 0xffff_ffff, rcx & 0xffff_ffff);
+        env.seg[CS] = flat(cs.wrapping_add(16) | 3, CODE32 | DPL3);
+        env.seg[SS] = flat(cs.wrapping_add(24) | 3, DATA | DPL3);
+    }
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
+}
+
+/// Delivers a software interrupt. A fault in its delivery is delivered too, all in here.
+fn interrupt(cpu: &mut Cpu, vector: u8, kind: EventKind, next_rip: u64) -> Exec<Flow> {
+    // Shutdown is noted in `env.shutdown`, which the run loop looks at.
+    let _ = super::deliver(cpu, software(vector, kind, next_rip));
+    Ok(Flow::Jumped)
+}
+
+/// INT n.
+pub fn int(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    if cpu.env.mode_key & key::V86 != 0 && cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL {
+        return Err(Fault::GP0);
+    }
+    interrupt(cpu, a.imm as u8, EventKind::Software, a.next_rip)
+}
+/// INT3.
+pub fn int3(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    interrupt(cpu, vector::BP, EventKind::SoftwareException, a.next_rip)
+}
+/// INTO.
+pub fn into(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    if flags::get(&cpu.env) & rflags::OF == 0 {
+        return Ok(Flow::Next);
+    }
+    interrupt(cpu, vector::OF, EventKind::SoftwareException, a.next_rip)
+}
+/// INT1.
+pub fn int1(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    interrupt(cpu, vector::DB, EventKind::PrivilegedSoftware, a.next_rip)
+}
