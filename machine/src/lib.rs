@@ -1,1 +1,6 @@
-//! Placeholder while the workspace is laid out.
+//! The machine: its configuration, and what a monitor may ask of it.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod control;
