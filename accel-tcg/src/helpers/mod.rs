@@ -34,7 +34,10 @@
 
 pub mod string;
 
+pub mod fpu;
+pub mod io;
 pub mod seg;
+pub mod system;
 
 use crate::env::{Cpu, Env, Exec};
 use crate::mmu::View;

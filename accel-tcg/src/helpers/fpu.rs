@@ -1,0 +1,298 @@
+//! Saving and restoring x87, SSE and AVX state, MXCSR and XCR0.
+//!
+//! The registers lie in [`crate::env::Env::fpu`] in XSAVE standard format. XINUSE is "differs
+//! from the initial configuration", never the host's, so that images are the same on any host.
+use super::{Flow, HelperArgs};
+use crate::env::{Cpu, Env, Exec, Fault};
+use crate::mmu::View;
+use anura_x86::regs::{cr0, cr4, mxcsr, xcr0};
+use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH};
+use anura_x86::{Feature, XsaveImage};
+
+const X87_BYTES: std::ops::Range<usize> = 32..160;
+const YMM_BYTES: usize = 256;
+const MXCSR_AT: usize = 24;
+/// XCOMP_BV says that the image is compacted.
+const COMPACT: u64 = 1 << 63;
+
+/// XMM registers that the current mode can name.
+fn xmm_bytes(env: &Env) -> std::ops::Range<usize> {
+    if env.is_64bit() { 160..416 } else { 160..288 }
+}
+
+/// The x87 part of a legacy area, with the instruction and data pointers in the form asked for.
+fn legacy_image(env: &Env, wide: bool) -> [u8; 160] {
+    let mut image = [0; 160];
+    image.copy_from_slice(&env.fpu.bytes[..160]);
+    if !wide {
+        // 32-bit offsets; the selectors are zero, as CPUID.7:EBX[13] says.
+        image[12..16].fill(0);
+        image[20..24].fill(0);
+    }
+    image[28..32].copy_from_slice(&mxcsr::ALL.to_le_bytes());
+    image
+}
+
+/// FXSAVE to `a`; `size` 8 is the 64-bit form.
+pub fn fxsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    need_fpu(cpu)?;
+    if a.a & 15 != 0 {
+        return Err(Fault::GP0);
+    }
+    cpu.probe_write(a.a, 512, View::Data)?;
+    let image = legacy_image(&cpu.env, a.size == 8);
+    cpu.store(a.a, &image, View::Data)?;
+    let xmm = xmm_bytes(&cpu.env);
+    let at = a.a.wrapping_add(xmm.start as u64);
+    let bytes = cpu.env.fpu.bytes;
+    cpu.store(at, &bytes[xmm], View::Data)?;
+    Ok(Flow::Next)
+}
+
+/// FXRSTOR from `a`.
+pub fn fxrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    need_fpu(cpu)?;
+    if a.a & 15 != 0 {
+        return Err(Fault::GP0);
+    }
+    let mut image = [0; 512];
+    cpu.load(a.a, &mut image, View::Data)?;
+    check_mxcsr(&image)?;
+    restore_x87(&mut cpu.env.fpu, &image, a.size == 8);
+    let xmm = xmm_bytes(&cpu.env);
+    cpu.env.fpu.bytes[xmm.clone()].copy_from_slice(&image[xmm]);
+    cpu.env.fpu.bytes[24..28].copy_from_slice(&image[24..28]);
+    cpu.mode_changed();
+    Ok(Flow::EndBlock)
+}
+
+fn need_fpu(cpu: &Cpu) -> Exec<()> {
+    if cpu.env.cr0 & (cr0::EM | cr0::TS) != 0 { Err(Fault::NM) } else { Ok(()) }
+}
+
+fn check_mxcsr(image: &[u8; 512]) -> Exec<()> {
+    let m = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
+    if m & !mxcsr::ALL != 0 { Err(Fault::GP0) } else { Ok(()) }
+}
+
+fn restore_x87(fpu: &mut XsaveImage, image: &[u8; 512], wide: bool) {
+    fpu.bytes[..24].copy_from_slice(&image[..24]);
+    fpu.bytes[5] = 0;
+    if !wide {
+        fpu.bytes[12..16].fill(0);
+        fpu.bytes[20..24].fill(0);
+    }
+    fpu.bytes[X87_BYTES].copy_from_slice(&image[X87_BYTES]);
+    // The six bytes above each 80-bit register are not kept.
+    for i in 0..8 {
+        fpu.bytes[42 + i * 16..48 + i * 16].fill(0);
+    }
+    // Summary bit and busy follow the unmasked exceptions.
+    let (fcw, fsw) = (fpu.fcw(), fpu.fsw());
+    let pending = fsw & !fcw & 0x3f != 0;
+    fpu.set_fsw(if pending { fsw | 0x8080 } else { fsw & !0x8080 });
+}
+
+/// Components that differ from their initial configuration. MXCSR is not part of SSE here.
+fn in_use(fpu: &XsaveImage) -> u64 {
+    let init = XsaveImage::init();
+    let mut bits = 0;
+    if fpu.bytes[..24] != init.bytes[..24] || fpu.bytes[X87_BYTES].iter().any(|b| *b != 0) {
+        bits |= xcr0::X87;
+    }
+    if fpu.bytes[160..416].iter().any(|b| *b != 0) {
+        bits |= xcr0::SSE;
+    }
+    if fpu.bytes[XSAVE_YMMH..].iter().any(|b| *b != 0) {
+        bits |= xcr0::AVX;
+    }
+    bits
+}
+
+fn need_xsave(cpu: &Cpu, address: u64) -> Exec<()> {
+    if cpu.env.cr4 & cr4::OSXSAVE == 0 {
+        return Err(Fault::UD);
+    }
+    if cpu.env.cr0 & cr0::TS != 0 {
+        return Err(Fault::NM);
+    }
+    if address & 63 != 0 { Err(Fault::GP0) } else { Ok(()) }
+}
+
+/// XSAVE, XSAVEOPT, XSAVEC by `reg`; XSAVES is hidden.
+pub fn xsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    let (optimised, compact) = match a.reg {
+        0 => (false, false),
+        1 => (true, false),
+        2 => (true, true),
+        _ => return Err(Fault::UD),
+    };
+    need_xsave(cpu, a.a)?;
+    let wanted = cpu.env.xcr0 & (a.b & 0xffff_ffff | a.c << 32);
+    let mut used = in_use(&cpu.env.fpu) & wanted;
+    let high = wanted & xcr0::AVX != 0;
+    let len = if high { XSAVE_YMMH + YMM_BYTES } else { XSAVE_YMMH };
+    cpu.probe_write(a.a, len, View::Data)?;
+    let mut header = [0; 24];
+    cpu.load(a.a.wrapping_add(XSAVE_HEADER as u64), &mut header, View::Data)?;
+    let fpu = cpu.env.fpu.clone();
+    let custom_mxcsr = fpu.mxcsr() != mxcsr::RESET;
+    if compact && wanted & xcr0::SSE != 0 && custom_mxcsr {
+        used |= xcr0::SSE;
+    }
+    let write = if optimised { used } else { wanted };
+    if write & xcr0::X87 != 0 {
+        let image = legacy_image(&cpu.env, a.size == 8);
+        cpu.store(a.a, &image[..24], View::Data)?;
+        cpu.store(a.a.wrapping_add(32), &image[X87_BYTES], View::Data)?;
+    }
+    let with_mxcsr = if compact { write & xcr0::SSE } else { wanted & (xcr0::SSE | xcr0::AVX) };
+    if with_mxcsr != 0 {
+        cpu.write_u32(a.a.wrapping_add(MXCSR_AT as u64), fpu.mxcsr(), View::Data)?;
+        cpu.write_u32(a.a.wrapping_add(28), mxcsr::ALL, View::Data)?;
+    }
+    if write & xcr0::SSE != 0 {
+        let xmm = xmm_bytes(&cpu.env);
+        cpu.store(a.a.wrapping_add(160), &fpu.bytes[xmm], View::Data)?;
+    }
+    if write & xcr0::AVX != 0 {
+        let bytes = if cpu.env.is_64bit() { YMM_BYTES } else { YMM_BYTES / 2 };
+        let high = &fpu.bytes[XSAVE_YMMH..XSAVE_YMMH + bytes];
+        cpu.store(a.a.wrapping_add(XSAVE_YMMH as u64), high, View::Data)?;
+    }
+    let old = u64::from_le_bytes(header[..8].try_into().unwrap_or_default());
+    let at = a.a.wrapping_add(XSAVE_HEADER as u64);
+    if compact {
+        cpu.write_u64(at, used, View::Data)?;
+        cpu.write_u64(at.wrapping_add(8), wanted | COMPACT, View::Data)?;
+    } else {
+        cpu.write_u64(at, old & !wanted | used, View::Data)?;
+    }
+    Ok(Flow::Next)
+}
+
+/// XRSTOR; XRSTORS is hidden.
+pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    if a.reg != 0 {
+        return Err(Fault::UD);
+    }
+    need_xsave(cpu, a.a)?;
+    let wanted = cpu.env.xcr0 & (a.b & 0xffff_ffff | a.c << 32);
+    let mut image = XsaveImage::init();
+    cpu.load(a.a, &mut image.bytes[..XSAVE_YMMH], View::Data)?;
+    let (present, form) = (image.u64_at(XSAVE_HEADER), image.u64_at(XSAVE_HEADER + 8));
+    let compact = form & COMPACT != 0;
+    let reserved = image.bytes[XSAVE_HEADER + 16..XSAVE_YMMH].iter();
+    let allowed = if compact {
+        cpu.vm.config.model.has(Feature::Xsavec)
+            && form & !COMPACT & !cpu.env.xcr0 == 0
+            && present & !form == 0
+            && reserved.clone().all(|b| *b == 0)
+    } else {
+        // Only bytes 8 to 23 of the header are checked in the standard form.
+        form == 0 && image.u64_at(XSAVE_HEADER + 16) == 0
+    };
+    if !allowed || present & !cpu.env.xcr0 != 0 {
+        return Err(Fault::GP0);
+    }
+    let load = wanted & present;
+    if load & xcr0::AVX != 0 {
+        let at = a.a.wrapping_add(XSAVE_YMMH as u64);
+        cpu.load(at, &mut image.bytes[XSAVE_YMMH..], View::Data)?;
+    }
+    let legacy: [u8; 512] = image.bytes[..512].try_into().unwrap_or([0; 512]);
+    let with_mxcsr = if compact { load & xcr0::SSE != 0 } else { wanted & (xcr0::SSE | xcr0::AVX) != 0 };
+    if with_mxcsr {
+        check_mxcsr(&legacy)?;
+    }
+    let xmm = xmm_bytes(&cpu.env);
+    let ymm = XSAVE_YMMH..XSAVE_YMMH + if cpu.env.is_64bit() { YMM_BYTES } else { YMM_BYTES / 2 };
+    let fpu = &mut cpu.env.fpu;
+    if wanted & xcr0::X87 != 0 {
+        if load & xcr0::X87 != 0 {
+            restore_x87(fpu, &legacy, a.size == 8);
+        } else {
+            let init = XsaveImage::init();
+            fpu.bytes[..24].copy_from_slice(&init.bytes[..24]);
+            fpu.bytes[X87_BYTES].fill(0);
+        }
+    }
+    if with_mxcsr {
+        fpu.bytes[24..28].copy_from_slice(&legacy[24..28]);
+    } else if compact && wanted & xcr0::SSE != 0 {
+        fpu.set_mxcsr(mxcsr::RESET);
+    }
+    for (component, range) in [(xcr0::SSE, xmm), (xcr0::AVX, ymm)] {
+        if load & component != 0 {
+            fpu.bytes[range.clone()].copy_from_slice(&image.bytes[range]);
+        } else if wanted & component != 0 {
+            fpu.bytes[range].fill(0);
+        }
+    }
+    cpu.mode_changed();
+    Ok(Flow::EndBlock)
+}
+
+/// XGETBV.
+pub fn xgetbv(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    if cpu.env.cr4 & cr4::OSXSAVE == 0 {
+        return Err(Fault::UD);
+    }
+    let value = match cpu.env.gpr[1] as u32 {
+        0 => cpu.env.xcr0,
+        1 if cpu.vm.config.model.has(Feature::Xgetbv1) => {
+            let mut used = in_use(&cpu.env.fpu);
+            if cpu.env.fpu.mxcsr() != mxcsr::RESET {
+                used |= xcr0::SSE;
+            }
+            cpu.env.xcr0 & used
+        }
+        _ => return Err(Fault::GP0),
+    };
+    cpu.env.gpr[0] = value & 0xffff_ffff;
+    cpu.env.gpr[2] = value >> 32;
+    Ok(Flow::Next)
+}
+
+/// XSETBV.
+pub fn xsetbv(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    if cpu.env.cr4 & cr4::OSXSAVE == 0 {
+        return Err(Fault::UD);
+    }
+    if cpu.env.cpl() != 0 || cpu.env.gpr[1] as u32 != 0 {
+        return Err(Fault::GP0);
+    }
+    let value = cpu.env.gpr[0] & 0xffff_ffff | cpu.env.gpr[2] << 32;
+    cpu.write_xcr0(value)?;
+    Ok(Flow::EndBlock)
+}
+
+fn need_sse(cpu: &Cpu) -> Exec<()> {
+    if cpu.env.cr0 & cr0::EM != 0 || cpu.env.cr4 & cr4::OSFXSR == 0 {
+        return Err(Fault::UD);
+    }
+    if cpu.env.cr0 & cr0::TS != 0 { Err(Fault::NM) } else { Ok(()) }
+}
+
+/// LDMXCSR: value `a`.
+pub fn ldmxcsr(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    need_sse(cpu)?;
+    let value = a.a as u32;
+    if value & !mxcsr::ALL != 0 {
+        return Err(Fault::GP0);
+    }
+    let masks_change = (cpu.env.fpu.mxcsr() ^ value) & mxcsr::MASKS != 0;
+    cpu.env.fpu.set_mxcsr(value);
+    if masks_change {
+        cpu.mode_changed();
+        return Ok(Flow::EndBlock);
+    }
+    Ok(Flow::Next)
+}
+
+/// STMXCSR to `a`.
+pub fn stmxcsr(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
+    need_sse(cpu)?;
+    cpu.write_u32(a.a, cpu.env.fpu.mxcsr(), View::Data)?;
+    Ok(Flow::Next)
+}
