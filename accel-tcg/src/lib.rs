@@ -12,3 +12,4 @@ pub mod ir;
 pub mod mmu;
 pub mod mode;
 pub mod opt;
+pub mod testbed;
