@@ -8,6 +8,8 @@
 pub mod far;
 pub mod iret;
 pub mod sys;
+#[cfg(test)]
+mod tests;
 
 use crate::env::{Cpu, Exec, Fault};
 use crate::helpers::seg::{fault, null_stack};

@@ -4,6 +4,8 @@
 //! [`Cpu::store`]: walks, page crossings (both pages are translated and checked before any byte
 //! moves), devices, the local APIC's page (an overlay of this processor only), data breakpoints,
 //! and stores to pages that hold code or are logged.
+#[cfg(test)]
+mod tests;
 pub mod tlb;
 pub mod walk;
 
