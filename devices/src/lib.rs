@@ -5,6 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod chipset;
 pub mod irq;
 pub mod registry;
+pub mod pci;
+pub mod serial;
 pub mod timer;

@@ -1,0 +1,4 @@
+//! Serial and parallel ports.
+
+pub mod parallel;
+pub mod uart16550;
