@@ -154,6 +154,19 @@ pub struct VmShared {
     pub spaces: VmSpaces,
     /// Model, topology, rates and the board.
     pub config: VmConfig,
+    /// Translated code.
+    pub code: Arc<crate::cache::Shared>,
+}
+
+impl VmShared {
+    /// For a machine; writers of its RAM will report changes of code here.
+    pub fn new(spaces: &VmSpaces, config: &VmConfig) -> Arc<Self> {
+        let code = Arc::new(crate::cache::Shared::default());
+        for ram in &spaces.ram {
+            ram.tracker().add_listener(code.clone());
+        }
+        Arc::new(Self { spaces: spaces.clone(), config: config.clone(), code })
+    }
 }
 
 /// One virtual processor.
@@ -171,6 +184,8 @@ pub struct Cpu {
     /// In counted time: the clock's instruction count minus this processor's own, at the start of
     /// `run` (the other processors' instructions).
     pub count_base: u64,
+    /// The interpreter's own.
+    pub t0: crate::interp::State,
 }
 
 impl Cpu {
@@ -178,7 +193,15 @@ impl Cpu {
     pub fn new(vm: Arc<VmShared>, id: u32, signal: Arc<CpuSignal>) -> Self {
         let state = CpuState::reset(vm.config.model.signature());
         let mmu = Mmu::new(&vm.spaces);
-        let mut cpu = Self { env: Env::new(&state), mmu, vm, id, signal, count_base: 0 };
+        let mut cpu = Self {
+            env: Env::new(&state),
+            mmu,
+            vm,
+            id,
+            signal,
+            count_base: 0,
+            t0: crate::interp::State::default(),
+        };
         cpu.after_load();
         cpu
     }

@@ -3,6 +3,7 @@
 //! `frontend` decodes guest bytes and writes `ir`; `opt` drops what nobody reads; `interp` lowers the rest to
 //! direct-threaded operations and runs them; `vcpu` is the loop around it.
 
+pub mod cache;
 pub mod deliver;
 pub mod env;
 pub mod frontend;
@@ -13,3 +14,6 @@ pub mod mmu;
 pub mod mode;
 pub mod opt;
 pub mod testbed;
+pub mod vcpu;
+
+pub use vcpu::Interp;

@@ -118,7 +118,7 @@ impl TestBed {
 
     /// What its processors share.
     pub fn shared(&self) -> Arc<VmShared> {
-        Arc::new(VmShared { spaces: self.spaces.clone(), config: self.config.clone() })
+        VmShared::new(&self.spaces, &self.config)
     }
 
     /// A processor after power-up.

@@ -32,7 +32,12 @@
 //!
 //! Addresses are linear; the segment has been checked.
 
+pub mod div;
+pub mod misc;
 pub mod string;
+pub mod table;
+
+pub use table::routine;
 
 pub mod fpu;
 pub mod io;

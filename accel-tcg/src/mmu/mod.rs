@@ -219,6 +219,41 @@ impl Cpu {
         }
     }
 
+    /// The fast path of [`Self::read`] alone, for the program's own accesses.
+    #[inline(always)]
+    pub fn try_read<T: Scalar>(&self, va: u64) -> Option<T> {
+        // SAFETY: as in `read`.
+        self.mmu
+            .tlb
+            .read(self.mmu.data, va, T::LEN)
+            .map(|p| unsafe { p.cast::<Unaligned<T>>().read_volatile().0 })
+    }
+
+    /// The fast path of [`Self::write`] alone; false if it must go the slow way.
+    #[inline(always)]
+    pub fn try_write<T: Scalar>(&self, va: u64, value: T) -> bool {
+        match self.mmu.tlb.write(self.mmu.data, va, T::LEN) {
+            Some(p) => {
+                // SAFETY: as in `write`.
+                unsafe { p.cast::<Unaligned<T>>().write_volatile(Unaligned(value)) };
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Where `len` bytes may be written directly, if the TLB knows.
+    #[inline(always)]
+    pub fn try_write_ptr(&self, va: u64, len: u64) -> Option<*mut u8> {
+        self.mmu.tlb.write(self.mmu.data, va, len)
+    }
+
+    /// Where `len` bytes may be read directly, if the TLB knows.
+    #[inline(always)]
+    pub fn try_read_ptr(&self, va: u64, len: u64) -> Option<*const u8> {
+        self.mmu.tlb.read(self.mmu.data, va, len).map(|p| p.cast_const())
+    }
+
     /// Reads one byte.
     #[inline(always)]
     pub fn read_u8(&mut self, va: u64, view: View) -> Exec<u8> {

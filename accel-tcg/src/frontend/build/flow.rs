@@ -37,6 +37,10 @@ fn branch_ty(b: &Builder<'_>) -> Ty {
 
 /// A computed target, widened to 64 bits and checked.
 fn computed(b: &mut Builder<'_>, ty: Ty, v: Ref) -> Ref {
+    if ty == Ty::I64 && v.as_temp().is_some() {
+        check(b, v);
+        return v;
+    }
     let t = b.block.temp();
     if ty == Ty::I64 {
         b.mov(ty, t, v);

@@ -1,0 +1,353 @@
+//! Translated code of one machine: found by place, dropped when its bytes change.
+//!
+//! A block is known by the host address of its first byte (which stands for the physical address), its RIP and the
+//! mode key. Processors take turns, so the cache is one for all and is held by the one that runs. Writers of RAM
+//! report to [`Shared`] from any thread; what they report is worked off between blocks.
+//!
+//! A block whose bytes changed is made to begin with an operation that leaves, so that whoever still points to it
+//! comes back to the run loop; its memory is freed when the whole cache is emptied.
+
+use crate::env::Cpu;
+use crate::interp::stale;
+use crate::interp::t0::{Code, State, T0};
+use crate::interp::thunk::Arena;
+use anura_memory::{CodeListener, RamBlock};
+use anura_vmcore::CpuSignal;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Bytes of translations at which all are dropped.
+const LIMIT: usize = 28 << 20;
+
+type Key = (usize, u64, u32);
+
+/// A fast hasher for keys that are addresses: nothing the guest can gain by collisions but its own slowness.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct AddressHasher(u64);
+
+impl std::hash::Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for b in bytes {
+            self.write_u64((*b).into());
+        }
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(v.into());
+    }
+    fn write_usize(&mut self, v: usize) {
+        self.write_u64(v as u64);
+    }
+    fn write_u64(&mut self, v: u64) {
+        self.0 = (self.0.rotate_left(5) ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
+
+/// A page that has translations.
+struct Page {
+    codes: Vec<*const Code>,
+    ram: Arc<RamBlock>,
+    offset: u64,
+}
+
+/// The translations.
+pub(crate) struct Cache {
+    // Boxed, because links and the jump caches point to the codes.
+    #[allow(clippy::vec_box)]
+    codes: Vec<Box<Code>>,
+    index: HashMap<Key, *const Code, Hasher>,
+    pages: HashMap<usize, Page, Hasher>,
+    bytes: usize,
+    /// Counted up whenever codes are freed.
+    pub generation: u64,
+    /// Functions of opaque instructions, where the host allows them.
+    pub arena: Option<Arena>,
+    stale: Box<T0>,
+    /// Blocks dropped because their bytes changed.
+    pub invalidated: u64,
+}
+
+// SAFETY: all pointers lead to boxes that the cache owns; the cache is used by one thread at a time.
+unsafe impl Send for Cache {}
+
+/// What writers and processors share.
+pub struct Shared {
+    pub(crate) cache: Mutex<Cache>,
+    queue: Mutex<Vec<(usize, u64)>>,
+    dirty: AtomicBool,
+    /// Number of pages told before those in the list, and the list.
+    watched: Mutex<(usize, Vec<usize>)>,
+    watched_len: AtomicUsize,
+    signals: Mutex<Vec<Weak<CpuSignal>>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        let stale = T0 { run: stale, imm: 0, d: 0, a: 0, b: 0, c: 0, x: 0, insn: 0, y: 0 };
+        let cache = Cache {
+            codes: Vec::new(),
+            index: HashMap::default(),
+            pages: HashMap::default(),
+            bytes: 0,
+            generation: 0,
+            arena: Arena::new().ok(),
+            stale: Box::new(stale),
+            invalidated: 0,
+        };
+        Shared {
+            cache: Mutex::new(cache),
+            queue: Mutex::default(),
+            dirty: AtomicBool::new(false),
+            watched: Mutex::default(),
+            watched_len: AtomicUsize::new(0),
+            signals: Mutex::default(),
+        }
+    }
+}
+
+impl Shared {
+    /// Adds a processor that is to hear of writes to code.
+    pub fn add_signal(&self, signal: &Arc<CpuSignal>) {
+        self.signals.lock().push(Arc::downgrade(signal));
+    }
+
+    fn wake(&self) {
+        for s in self.signals.lock().iter().filter_map(Weak::upgrade) {
+            // Not `raise`: a processor that waits need not wake for this.
+            s.poll.fetch_or(CpuSignal::WORK, Ordering::SeqCst);
+        }
+    }
+
+    /// Bytes of translations held, their number, and bytes of host functions.
+    pub(crate) fn sizes(&self) -> (usize, usize, usize) {
+        let c = self.cache.lock();
+        (c.bytes, c.codes.len(), c.arena.as_ref().map_or(0, Arena::used))
+    }
+}
+
+impl CodeListener for Shared {
+    fn code_written(&self, block: &RamBlock, offset: u64, len: u64) {
+        let host = block.host_ptr().as_ptr() as usize + offset as usize;
+        self.queue.lock().push((host, len));
+        self.dirty.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn pages_watched(&self, block: &RamBlock, offset: u64, len: u64) {
+        let host = block.host_ptr().as_ptr() as usize;
+        let mut list = self.watched.lock();
+        let first = offset >> 12;
+        if list.1.len() > 1 << 16 {
+            list.0 += list.1.len();
+            list.1.clear();
+        }
+        for page in first..=(offset + len.max(1) - 1) >> 12 {
+            list.1.push(host + (page << 12) as usize);
+        }
+        self.watched_len.store(list.0 + list.1.len(), Ordering::SeqCst);
+        drop(list);
+        self.wake();
+    }
+}
+
+impl Cpu {
+    /// Bytes under translations were written and the translations have not been dropped yet.
+    #[inline(always)]
+    pub(crate) fn code_dirty(&self) -> bool {
+        self.vm.code.dirty.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what others did to code and to pages since the last time. No operation may be running.
+    pub(crate) fn catch_up(&mut self, cache: &mut Cache) {
+        let shared = self.vm.code.clone();
+        if shared.dirty.swap(false, Ordering::SeqCst) {
+            let queue = std::mem::take(&mut *shared.queue.lock());
+            for (host, len) in queue {
+                cache.invalidate(host, len as usize);
+            }
+        }
+        if shared.watched_len.load(Ordering::SeqCst) != self.t0.protected {
+            let list = shared.watched.lock();
+            let known = self.t0.protected.checked_sub(list.0).and_then(|n| list.1.get(n..));
+            match known {
+                Some(new) if new.len() <= 64 => {
+                    for page in new {
+                        self.mmu.protect(*page as *const u8);
+                    }
+                }
+                _ => self.mmu.flush(false),
+            }
+            self.t0.protected = list.0 + list.1.len();
+        }
+        if self.t0.generation != cache.generation {
+            self.t0.generation = cache.generation;
+            self.t0.forget_jumps();
+        }
+    }
+}
+
+impl State {
+    fn forget_jumps(&mut self) {
+        for j in self.jumps.iter_mut() {
+            (j.tag, j.code) = (u64::MAX, ptr::null());
+        }
+        self.block = ptr::null();
+    }
+}
+
+impl Cache {
+    /// The code at a place, if there is one.
+    #[inline]
+    pub fn find(&self, host: usize, rip: u64, key: u32) -> Option<*const Code> {
+        self.index.get(&(host, rip, key)).copied()
+    }
+
+    /// Whether everything should be dropped before more is added.
+    pub fn full(&self) -> bool {
+        self.bytes > LIMIT || self.arena.as_ref().is_some_and(Arena::full)
+    }
+
+    /// Drops everything. No processor may be inside a block.
+    pub fn clear(&mut self) {
+        for page in self.pages.values() {
+            page.ram.tracker().clear_code(page.offset);
+        }
+        self.pages.clear();
+        self.index.clear();
+        self.codes.clear();
+        self.bytes = 0;
+        self.generation += 1;
+        if let Some(a) = &mut self.arena {
+            a.clear();
+        }
+    }
+
+    /// Adds code; `ram` are the pages it was made from.
+    pub fn add(
+        &mut self,
+        host: usize,
+        key: u32,
+        code: Box<Code>,
+        ram: &[(usize, Arc<RamBlock>, u64)],
+    ) -> *const Code {
+        self.bytes += size_of::<Code>()
+            + 96
+            + code.ops.len() * size_of::<T0>()
+            + code.lens.len()
+            + code.sites.len() * 96
+            + code.thunks.len() * 40;
+        let p: *const Code = &raw const *code;
+        self.index.insert((host, code.rip, key), p);
+        for (page, ram, offset) in ram {
+            self.pages
+                .entry(*page)
+                .or_insert_with(|| Page { codes: Vec::new(), ram: ram.clone(), offset: *offset })
+                .codes
+                .push(p);
+        }
+        self.codes.push(code);
+        p
+    }
+
+    /// Makes successor `n` of `from` lead straight to `to`.
+    pub fn link(&self, from: *const Code, n: usize, to: *const Code) {
+        // SAFETY: both are codes of this generation: `from` has just run and `to` was just found.
+        let (from_ref, to_ref) = unsafe { (&*from, &*to) };
+        if from_ref.entry.get() == &raw const *self.stale {
+            return;
+        }
+        from_ref.link[n & 1].set(to);
+        let mut preds = to_ref.preds.take();
+        preds.push((from, n as u8 & 1));
+        to_ref.preds.set(preds);
+    }
+
+    /// Drops the code made from these bytes.
+    pub fn invalidate(&mut self, host: usize, len: usize) {
+        let end = host + len.max(1);
+        let mut page = host & !0xfff;
+        while page < end {
+            self.invalidate_page(page, host, end);
+            page += 0x1000;
+        }
+    }
+
+    fn invalidate_page(&mut self, page: usize, from: usize, end: usize) {
+        let Some(p) = self.pages.get_mut(&page) else { return };
+        let stale: *const T0 = &raw const *self.stale;
+        let mut gone = Vec::new();
+        p.codes.retain(|&c| {
+            // SAFETY: pages list live codes only.
+            let code = unsafe { &*c };
+            let start = code.host;
+            let len = code.len as usize;
+            let hit = match code.pa2 {
+                // The part in each of its two pages.
+                Some(second) => {
+                    let first = 0x1000 - (start & 0xfff);
+                    let (a, b) =
+                        ((start, start + first), (second as usize, second as usize + len - first.min(len)));
+                    (a.0 < end && from < a.1) || (b.0 < end && from < b.1)
+                }
+                None => start < end && from < start + len,
+            };
+            if hit {
+                gone.push(c);
+            }
+            !hit
+        });
+        if gone.is_empty() {
+            return;
+        }
+        for c in &gone {
+            // SAFETY: as above.
+            let code = unsafe { &**c };
+            code.entry.set(stale);
+            self.invalidated += 1;
+            for (pred, n) in code.preds.take() {
+                // SAFETY: codes are freed together only, so a predecessor is still there.
+                let link = unsafe { &(*pred).link[n as usize] };
+                if link.get() == *c {
+                    link.set(ptr::null());
+                }
+            }
+            self.index.retain_not(code, *c);
+        }
+        let Some(p) = self.pages.get(&page) else { return };
+        p.ram.tracker().clear_code(p.offset);
+        if p.codes.is_empty() {
+            self.pages.remove(&page);
+            return;
+        }
+        for c in &p.codes {
+            // SAFETY: as above.
+            let code = unsafe { &**c };
+            let (at, len) = if code.host & !0xfff == page {
+                (code.host - page, (code.len as usize).min(0x1000 - (code.host - page)))
+            } else {
+                (0, code.len as usize)
+            };
+            p.ram.tracker().mark_code(p.offset + at as u64, len as u64);
+        }
+    }
+}
+
+trait RetainNot {
+    fn retain_not(&mut self, code: &Code, p: *const Code);
+}
+
+impl RetainNot for HashMap<Key, *const Code, Hasher> {
+    fn retain_not(&mut self, code: &Code, p: *const Code) {
+        let key = (code.host, code.rip, code.index_key);
+        if self.get(&key) == Some(&p) {
+            self.remove(&key);
+        }
+    }
+}

@@ -1,0 +1,587 @@
+//! Runs opaque instructions (x87, MMX, SSE, AVX) on the host.
+//!
+//! For each distinct instruction a small function is emitted once. It loads the guest registers that the instruction
+//! uses, runs the instruction with its memory operand replaced by a bounce buffer, and stores them back. The arena is
+//! one memfd mapped twice, writable in one place and executable in another, so no page is ever both.
+//!
+//! Exceptions stay masked on the host; unmasked ones are found by their sticky flags afterwards and raised for the
+//! guest. The host needs every feature the guest is shown, which the CPU model has seen to.
+
+use super::exec::{Next, after_slow, fault, get};
+use super::flags;
+use crate::env::{Cpu, Fault};
+use crate::frontend::effects::{Unit, unit, uses_mxcsr};
+use crate::ir::Attr;
+use crate::mmu::View;
+use crate::mode::key;
+use anura_x86::regs::{cr0, vector};
+use dynasmrt::{DynasmApi, VecAssembler, dynasm, x64::X64Relocation};
+use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::ptr;
+
+const ARENA: usize = 8 << 20;
+
+/// What a thunk and its caller exchange.
+#[repr(C, align(64))]
+struct Ctx {
+    bounce: [u8; 128],
+    fpu: *mut u8,
+    /// rax, rcx, rdx of the host around the instruction.
+    gpr: [u64; 3],
+    flags: u64,
+    mxcsr_in: u32,
+    mxcsr_out: u32,
+    mxcsr_host: u32,
+}
+
+const FPU: i32 = 128;
+const GPR: i32 = 136;
+const FLAGS: i32 = 160;
+const MXCSR_IN: i32 = 168;
+const MXCSR_OUT: i32 = 172;
+const MXCSR_HOST: i32 = 176;
+
+type Entry = unsafe extern "sysv64" fn(*mut Ctx);
+
+/// An opaque instruction of a block.
+pub(crate) struct Opaque {
+    entry: Option<Entry>,
+    /// Bytes of the memory operand, 0 for none.
+    mem: u8,
+    read: bool,
+    write: bool,
+    mxcsr: bool,
+    /// x87: waits for pending exceptions; and: only control words are concerned.
+    x87: bool,
+    waits: bool,
+    control: bool,
+    flags: bool,
+    /// Guest register for each of the host's three, and whether it is written back.
+    gpr: [Option<(u8, bool)>; 3],
+}
+
+/// The executable functions, by what they do.
+pub(crate) struct Arena {
+    rw: *mut u8,
+    rx: *const u8,
+    used: usize,
+    known: HashMap<Vec<u8>, Entry>,
+}
+
+// SAFETY: the mappings belong to the arena alone and are not tied to a thread.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Maps the arena; fails where the host forbids executable memory.
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let fd = rustix::fs::memfd_create("anura-thunks", rustix::fs::MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&fd, ARENA as u64)?;
+        let map = |prot| {
+            // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nobody.
+            unsafe { mmap(ptr::null_mut(), ARENA, prot, MapFlags::SHARED, &fd, 0) }
+        };
+        let rw = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        match map(ProtFlags::READ | ProtFlags::EXEC) {
+            Ok(rx) => Ok(Arena { rw: rw.cast(), rx: rx.cast(), used: 0, known: HashMap::new() }),
+            Err(e) => {
+                // SAFETY: `rw` was mapped above with this length and nobody knows it.
+                unsafe { munmap(rw, ARENA)? };
+                Err(e.into())
+            }
+        }
+    }
+
+    /// Whether another function surely fits.
+    pub(crate) fn full(&self) -> bool {
+        self.used + 4096 > ARENA
+    }
+
+    /// Forgets everything; no block may hold an entry any longer.
+    pub(crate) fn clear(&mut self) {
+        self.used = 0;
+        self.known.clear();
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    fn add(&mut self, key: Vec<u8>, code: &[u8]) -> Option<Entry> {
+        if self.used + code.len() > ARENA {
+            return None;
+        }
+        // SAFETY: the range was just checked to lie in the mapping, and executing code never lies behind `used`.
+        unsafe { ptr::copy_nonoverlapping(code.as_ptr(), self.rw.add(self.used), code.len()) };
+        // SAFETY: the same place through the executable mapping now holds a complete function of this type.
+        let entry: Entry = unsafe { std::mem::transmute(self.rx.add(self.used)) };
+        self.used = (self.used + code.len() + 15) & !15;
+        self.known.insert(key, entry);
+        Some(entry)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for p in [self.rw.cast::<c_void>(), self.rx.cast_mut().cast()] {
+            // SAFETY: both were mapped by `new` with this length; nothing runs in them any more.
+            let _ = unsafe { munmap(p, ARENA) };
+        }
+    }
+}
+
+/// The instruction with its operands moved to where the thunk has them.
+struct Patched {
+    bytes: Vec<u8>,
+    /// ModRM's register field is a general register, moved to rcx; its r/m field one, moved to rdx.
+    reg: Option<u8>,
+    rm: Option<u8>,
+}
+
+/// Rewrites prefixes and ModRM: memory becomes `[rbx]`, general registers rcx (reg) and rdx (r/m).
+fn patch(bytes: &[u8], i: &Instruction, is64: bool) -> Option<Patched> {
+    let mut out = Vec::with_capacity(16);
+    let mut at = 0;
+    while let Some(&b) = bytes.get(at) {
+        match b {
+            0x66 | 0xf2 | 0xf3 => out.push(b),
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+            _ => break,
+        }
+        at += 1;
+    }
+    let vex = i.encoding() == EncodingKind::VEX;
+    let gpr_operand = (0..i.op_count())
+        .find(|&n| i.op_kind(n) == iced_x86::OpKind::Register && i.op_register(n).is_gpr())
+        .map(|n| i.op_register(n));
+    // R, X, B as in REX.
+    let (mut r, mut b_bit);
+    let (map, opcode, head);
+    if vex {
+        let three = bytes.get(at)? == &0xc4;
+        let p1 = *bytes.get(at + 1)?;
+        r = p1 & 0x80 == 0;
+        b_bit = three && p1 & 0x20 == 0;
+        head = out.len();
+        if three {
+            map = p1 & 31;
+            out.extend([0xc4, p1, *bytes.get(at + 2)?]);
+            at += 3;
+        } else {
+            map = 1;
+            // The long form, so that there is one case only.
+            out.extend([0xc4, 0xe1, p1 & 0x7f]);
+            at += 2;
+        }
+        opcode = *bytes.get(at)?;
+        out.push(opcode);
+        at += 1;
+    } else {
+        let mut rex = 0;
+        if is64 && bytes.get(at)? & 0xf0 == 0x40 {
+            rex = bytes[at];
+            at += 1;
+        }
+        r = rex & 4 != 0;
+        b_bit = rex & 1 != 0;
+        head = out.len();
+        out.push(0x40 | rex & 8);
+        let first = *bytes.get(at)?;
+        at += 1;
+        if first == 0x0f {
+            out.push(first);
+            let second = *bytes.get(at)?;
+            at += 1;
+            out.push(second);
+            if second == 0x38 || second == 0x3a {
+                map = if second == 0x38 { 2 } else { 3 };
+                opcode = *bytes.get(at)?;
+                out.push(opcode);
+                at += 1;
+            } else {
+                map = 1;
+                opcode = second;
+            }
+        } else {
+            // x87 and FWAIT.
+            map = 0;
+            opcode = first;
+            out.push(first);
+        }
+    }
+    let (mut reg, mut rm) = (None, None);
+    let no_modrm = (map == 0 && opcode == 0x9b) || (map == 1 && opcode == 0x77);
+    if !no_modrm {
+        let m = *bytes.get(at)?;
+        at += 1;
+        let mut reg_field = m >> 3 & 7;
+        let mut low = m & 7;
+        let mem = m >> 6 != 3;
+        let in_rm = match map {
+            1 => matches!(opcode, 0x6e | 0x7e | 0x2a | 0xc4),
+            3 => matches!(opcode, 0x14..=0x17 | 0x20 | 0x22),
+            _ => false,
+        };
+        if let Some(g) = gpr_operand.filter(|_| map != 0) {
+            let n = crate::frontend::gpr_ref(g.full_register()).0 as u8;
+            if in_rm {
+                rm = Some(n);
+                low = 2;
+                b_bit = false;
+            } else {
+                reg = Some(n);
+                reg_field = 1;
+                r = false;
+            }
+        }
+        if mem {
+            if low == 4 {
+                // SIB byte (16-bit addresses have none, and need none here either).
+                let sixteen =
+                    matches!(i.memory_base(), Register::BX | Register::BP | Register::SI | Register::DI);
+                if !sixteen {
+                    at += 1;
+                }
+            }
+            // Whatever displacement there is lies before the immediate.
+            let imm = immediate_len(i);
+            at = bytes.len().checked_sub(imm)?.max(at);
+            out.push(reg_field << 3 | 3);
+            b_bit = false;
+        } else {
+            out.push(3 << 6 | reg_field << 3 | low);
+        }
+    }
+    if vex {
+        let p1 = &mut out[head + 1];
+        *p1 = *p1 & 0x1f | 0x40 | if r { 0 } else { 0x80 } | if b_bit { 0 } else { 0x20 };
+    } else {
+        out[head] |= if r { 4 } else { 0 } | u8::from(b_bit);
+        if out[head] == 0x40 {
+            out.remove(head);
+        }
+    }
+    out.extend_from_slice(bytes.get(at..)?);
+    Some(Patched { bytes: out, reg, rm })
+}
+
+fn immediate_len(i: &Instruction) -> usize {
+    use iced_x86::OpKind::*;
+    let mut n = 0;
+    let mut is4 = false;
+    for k in 0..i.op_count() {
+        match i.op_kind(k) {
+            Immediate8 => n += 1,
+            Immediate16 => n += 2,
+            Immediate32 => n += 4,
+            _ => {}
+        }
+    }
+    // The fourth register operand of VEX blends lives in an immediate byte.
+    if i.encoding() == EncodingKind::VEX && i.op_count() == 4 && n == 0 {
+        let name = format!("{:?}", i.mnemonic());
+        is4 = name.contains("Blendv");
+    }
+    n + usize::from(is4)
+}
+
+/// Makes ready to run an instruction of a block.
+pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opaque {
+    let mut o = Opaque {
+        entry: None,
+        mem: 0,
+        read: false,
+        write: false,
+        mxcsr: false,
+        x87: false,
+        waits: false,
+        control: false,
+        flags: false,
+        gpr: [None; 3],
+    };
+    let Ok(i) = crate::frontend::decode::decode(bytes, 0, mode, &crate::frontend::effects::Features::all())
+    else {
+        return o;
+    };
+    let is64 = mode & key::L64 != 0;
+    let Some(p) = patch(bytes, &i, is64) else { return o };
+    let unit = unit(&i);
+    let vex = unit == Unit::Avx;
+    o.x87 = matches!(unit, Unit::X87 | Unit::Mmx);
+    o.mxcsr = !o.x87 && uses_mxcsr(&i);
+    use Mnemonic::*;
+    o.control = matches!(
+        i.mnemonic(),
+        Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms
+    );
+    o.waits = o.x87 && !matches!(i.mnemonic(), Fnstcw | Fnstsw | Fnstenv | Fnsave | Fninit | Fnclex);
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(&i);
+    for m in info.used_memory() {
+        let reads = !matches!(
+            m.access(),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::None | OpAccess::NoMemAccess
+        );
+        let writes = matches!(
+            m.access(),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        );
+        o.mem = m.memory_size().size().max(i.memory_size().size()).min(128) as u8;
+        o.read |= reads;
+        o.write |= writes;
+    }
+    let mut vectors = 0u16;
+    let mut stores = 0u16;
+    for u in info.used_registers() {
+        let r = u.register();
+        let writes = !matches!(
+            u.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+        );
+        if r.is_xmm() || r.is_ymm() {
+            vectors |= 1 << r.number();
+            if writes {
+                stores |= 1 << r.number();
+            }
+        } else if r.is_gpr() {
+            let full = crate::frontend::gpr_ref(r.full_register()).0 as u8;
+            let address = r.full_register() == i.memory_base().full_register()
+                || r.full_register() == i.memory_index().full_register();
+            if p.reg == Some(full) {
+                o.gpr[1] = Some((full, writes));
+            } else if p.rm == Some(full) {
+                o.gpr[2] = Some((full, writes));
+            } else if full < 3 && (writes || !address) {
+                o.gpr[full as usize] = Some((full, writes));
+            }
+        }
+    }
+    if i.mnemonic() == Vzeroupper || i.mnemonic() == Vzeroall {
+        (vectors, stores) = (0xffff, 0xffff);
+    }
+    o.flags = i.rflags_modified() != 0;
+    let Some(arena) = arena else { return o };
+    let mut id = p.bytes.clone();
+    id.push(u8::from(vex) | u8::from(o.x87) << 1 | u8::from(o.mxcsr) << 2 | u8::from(o.flags) << 3);
+    if let Some(e) = arena.known.get(&id) {
+        o.entry = Some(*e);
+        return o;
+    }
+    let code = emit(&p.bytes, &o, vectors, stores, vex);
+    o.entry = arena.add(id, &code);
+    o
+}
+
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
+fn emit(insn: &[u8], o: &Opaque, vectors: u16, stores: u16, vex: bool) -> Vec<u8> {
+    let mut a: VecAssembler<X64Relocation> = VecAssembler::new(0);
+    dynasm!(a
+        ; .arch x64
+        ; push rbx
+        ; push r12
+        ; push r13
+        ; mov r12, rdi
+        ; mov r13, [r12 + FPU]
+        ; mov rbx, r12
+    );
+    let each = |set: u16| (0..16u8).filter(move |n| set >> n & 1 != 0);
+    if o.x87 {
+        dynasm!(a; .arch x64; fxrstor64 [r13]);
+    } else {
+        for n in each(vectors) {
+            let low = 160 + i32::from(n) * 16;
+            let high = 576 + i32::from(n) * 16;
+            if vex {
+                dynasm!(a; .arch x64; vmovups Rx(n), [r13 + low]; vinsertf128 Ry(n), Ry(n), [r13 + high], 1);
+            } else {
+                dynasm!(a; .arch x64; movups Rx(n), [r13 + low]);
+            }
+        }
+    }
+    if o.mxcsr {
+        dynasm!(a; .arch x64; ldmxcsr [r12 + MXCSR_IN]);
+    }
+    for (n, g) in o.gpr.iter().enumerate() {
+        if g.is_some() {
+            dynasm!(a; .arch x64; mov Rq(n as u8), [r12 + GPR + n as i32 * 8]);
+        }
+    }
+    a.extend(insn);
+    for (n, g) in o.gpr.iter().enumerate() {
+        if matches!(g, Some((_, true))) {
+            dynasm!(a; .arch x64; mov [r12 + GPR + n as i32 * 8], Rq(n as u8));
+        }
+    }
+    if o.flags {
+        dynasm!(a; .arch x64; pushfq; pop rax; mov [r12 + FLAGS], rax);
+    }
+    if o.mxcsr {
+        dynasm!(a; .arch x64; stmxcsr [r12 + MXCSR_OUT]; ldmxcsr [r12 + MXCSR_HOST]);
+    }
+    if o.x87 {
+        dynasm!(a; .arch x64; fxsave64 [r13]; fninit; ldmxcsr [r12 + MXCSR_HOST]);
+    } else {
+        for n in each(stores) {
+            let low = 160 + i32::from(n) * 16;
+            let high = 576 + i32::from(n) * 16;
+            if vex {
+                dynasm!(a; .arch x64; vmovups [r13 + low], Rx(n); vextractf128 [r13 + high], Ry(n), 1);
+            } else {
+                dynasm!(a; .arch x64; movups [r13 + low], Rx(n));
+            }
+        }
+    }
+    if vex {
+        dynasm!(a; .arch x64; vzeroupper);
+    }
+    dynasm!(a; .arch x64; pop r13; pop r12; pop rbx; ret);
+    a.finalize().unwrap_or_default()
+}
+
+const HOST_MXCSR: u32 = 0x1f80;
+
+/// Runs the opaque instruction that `imm` points to; slot `a` has its address.
+pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
+    // SAFETY: the handler contract; `imm` points into the running block's `thunks` (see `lower`).
+    let (o, t) = unsafe { (&*op, &*((*op).imm as *const Opaque)) };
+    let Some(entry) = t.entry else {
+        // SAFETY: the handler contract.
+        return unsafe { fault(cpu, op, Fault::UD) };
+    };
+    // SAFETY: the handler contract.
+    let va = unsafe { get(cpu, o.a) };
+    let view = if o.y as u8 & Attr::STACK != 0 { View::Stack } else { View::Data };
+    let len = t.mem as usize;
+    match attempt(cpu, t, entry, va, len, view, o.y as u8 & Attr::ALIGNED != 0, o.insn) {
+        Ok(false) => {
+            // SAFETY: the handler contract.
+            unsafe { op.add(1) }
+        }
+        // SAFETY: the handler contract.
+        Ok(true) => unsafe { after_slow(cpu, op) },
+        // SAFETY: the handler contract.
+        Err(f) => unsafe { fault(cpu, op, f) },
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+#[inline(always)]
+fn attempt(
+    cpu: &mut Cpu,
+    t: &Opaque,
+    entry: Entry,
+    va: u64,
+    len: usize,
+    view: View,
+    aligned: bool,
+    insn: u8,
+) -> Result<bool, Fault> {
+    if t.x87 && cpu.env.fpu.fsw() & 0x80 != 0 && t.waits {
+        if cpu.env.cr0 & cr0::NE != 0 {
+            return Err(Fault::new(vector::MF));
+        }
+        cpu.platform().ferr(true);
+    }
+    if aligned && va & (len as u64 - 1) != 0 {
+        return Err(Fault::GP0);
+    }
+    // Only the parts that the instruction reads are set.
+    let mut ctx = std::mem::MaybeUninit::<Ctx>::uninit();
+    let c = ctx.as_mut_ptr();
+    let mut slow = false;
+    // SAFETY: `c` points to our own `Ctx`; fields are written before they are read, and the emitted function keeps
+    // to the layout and to the ABI.
+    unsafe {
+        (*c).fpu = cpu.env.fpu.bytes.as_mut_ptr();
+        (*c).mxcsr_host = HOST_MXCSR;
+        if len != 0 {
+            let buf = std::slice::from_raw_parts_mut((&raw mut (*c).bounce).cast::<u8>(), len);
+            if t.write {
+                cpu.probe_write(va, len, view)?;
+            }
+            if t.read {
+                match cpu.try_read_ptr(va, len as u64) {
+                    Some(p) => ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), len),
+                    None => {
+                        cpu.env.insn_in_block = u64::from(insn) + 1;
+                        buf.fill(0);
+                        cpu.load(va, buf, view)?;
+                        slow = true;
+                    }
+                }
+            } else {
+                buf.fill(0);
+            }
+        }
+        for (n, g) in t.gpr.iter().enumerate() {
+            if let Some((r, _)) = g {
+                (*c).gpr[n] = cpu.env.gpr[*r as usize & 15];
+            }
+        }
+        let fpx = cpu.env.mode_key & key::FPX != 0;
+        let saved = if fpx { Some(cpu.env.fpu.clone()) } else { None };
+        let mxcsr = cpu.env.fpu.mxcsr();
+        if t.mxcsr {
+            (*c).mxcsr_in = mxcsr & !0x3f | 0x1f80;
+        }
+        let fcw = cpu.env.fpu.fcw();
+        let force = fpx && t.x87 && !t.control;
+        if force {
+            cpu.env.fpu.set_fcw(fcw | 0x3f);
+        }
+        let pointers = [8, 16].map(|at| cpu.env.fpu.u64_at(at));
+        entry(c);
+        if t.x87 {
+            // The host's idea of where the instruction was must not show.
+            let ip = if t.control { pointers[0] } else { (*cpu.t0.block).rip_of(insn) };
+            let dp = if t.control || len == 0 { pointers[1] } else { va };
+            cpu.env.fpu.set_u64_at(8, ip);
+            cpu.env.fpu.set_u64_at(16, dp);
+        }
+        if t.mxcsr {
+            let raised = (*c).mxcsr_out & 0x3f;
+            if raised & !(mxcsr >> 7) & 0x3f != 0 {
+                if let Some(s) = saved {
+                    cpu.env.fpu = s;
+                }
+                cpu.env.fpu.set_mxcsr(mxcsr | raised);
+                let os = cpu.env.mode_key & key::OSXMMEXCPT != 0;
+                return Err(if os { Fault::new(vector::XM) } else { Fault::UD });
+            }
+            cpu.env.fpu.set_mxcsr(mxcsr | raised);
+        }
+        if force {
+            cpu.env.fpu.set_fcw(fcw);
+            let fsw = cpu.env.fpu.fsw();
+            if fsw & 0x3f & !fcw != 0 {
+                cpu.env.fpu.set_fsw(fsw | 0x8080);
+            }
+        }
+        if t.write && len != 0 {
+            let buf = std::slice::from_raw_parts((&raw const (*c).bounce).cast::<u8>(), len);
+            match cpu.try_write_ptr(va, len as u64) {
+                Some(p) => ptr::copy_nonoverlapping(buf.as_ptr(), p, len),
+                None => {
+                    cpu.env.insn_in_block = u64::from(insn) + 1;
+                    cpu.store(va, buf, view)?;
+                    slow = true;
+                }
+            }
+        }
+        for (n, g) in t.gpr.iter().enumerate() {
+            if let Some((r, true)) = g {
+                cpu.env.gpr[*r as usize & 15] = (*c).gpr[n];
+            }
+        }
+        if t.flags {
+            flags::set(&mut cpu.env, (*c).flags);
+        }
+    }
+    if t.control {
+        cpu.env.update_mode_key();
+    }
+    Ok(slow)
+}

@@ -1,0 +1,597 @@
+//! The loop around translated code: budgets, events, finding and making blocks.
+//!
+//! Events are looked at where they can have changed: at the start of a run, after instructions that may set the
+//! interrupt flag or lower the task priority, when `signal.poll` has bits, and at the end of a budget. None of these
+//! depends on how blocks are cut, which counted time relies on. Single-step, code breakpoints, interrupt shadows and
+//! the last instructions of a budget go through blocks of one instruction.
+
+use crate::cache::Cache;
+use crate::deliver::{self, deliver};
+use crate::env::{Cpu, Exec, Fault, VmShared};
+use crate::frontend::blocks;
+use crate::frontend::effects::Features;
+use crate::helpers::system::code_breakpoint;
+use crate::interp::lower::lower;
+use crate::interp::t0::{Code, Exit, Jump, State};
+use crate::interp::{ends_without_trap, enter};
+use crate::mmu::{ExecPage, View};
+use crate::mode::key;
+use crate::opt;
+use anura_accel::{
+    AccelError, AccelVm, Accelerator, Budget, Capabilities, DebugControl, DebugError, DebugEvent,
+    InternalError, Kicker, StateError, Unavailable, Vcpu, VcpuExit, VmConfig, VmSpaces,
+};
+use anura_vmcore::{CpuSignal, ResetKind};
+use anura_x86::regs::{dr7, rflags};
+use anura_x86::{CpuState, Shadow};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Index key bit of blocks that hold one instruction only.
+const SINGLE: u32 = 1 << 31;
+/// Instructions between looks at the host's clock, for budgets in host time.
+const TIME_SLICE: u64 = 200_000;
+/// A budget that no run can use up.
+const ENDLESS: u64 = u64::MAX >> 1;
+/// DR6.BS.
+const BS: u64 = 1 << 14;
+const BSP: u64 = 1 << 8;
+
+/// The interpreter engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Interp;
+
+impl Accelerator for Interp {
+    fn name(&self) -> &'static str {
+        "interp"
+    }
+
+    fn probe(&self) -> Result<Capabilities, Unavailable> {
+        Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn: true })
+    }
+
+    fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        Ok(Arc::new(Vm { shared: VmShared::new(spaces, config) }))
+    }
+}
+
+struct Vm {
+    shared: Arc<VmShared>,
+}
+
+impl AccelVm for Vm {
+    fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError> {
+        Ok(Box::new(InterpVcpu::new(self.shared.clone(), id, signal)))
+    }
+
+    fn info(&self) -> String {
+        let (bytes, blocks, thunks) = self.shared.code.sizes();
+        format!(
+            "translated blocks: {blocks}\nbytes of translations: {bytes}\nbytes of host functions: {thunks}\n"
+        )
+    }
+}
+
+/// One processor.
+pub struct InterpVcpu {
+    cpu: Cpu,
+    features: Features,
+    /// The local APIC may have something.
+    attention: bool,
+    /// Somebody wants `run` to return.
+    kicked: bool,
+}
+
+impl InterpVcpu {
+    /// A processor after power-up.
+    pub fn new(vm: Arc<VmShared>, id: u32, signal: Arc<CpuSignal>) -> Self {
+        let features = Features::of(&vm.config.model);
+        vm.code.add_signal(&signal);
+        InterpVcpu { cpu: Cpu::new(vm, id, signal), features, attention: true, kicked: false }
+    }
+
+    /// The processor's state, for tests.
+    pub fn cpu(&mut self) -> &mut Cpu {
+        &mut self.cpu
+    }
+
+    fn run_inner(&mut self, budget: Budget) -> VcpuExit {
+        let shared = self.cpu.vm.code.clone();
+        let mut cache = shared.cache.lock();
+        let start = self.cpu.env.icount;
+        let (end, deadline) = match budget {
+            Budget::Unlimited => (start.saturating_add(ENDLESS), None),
+            Budget::Until(t) => (start.saturating_add(ENDLESS), Some(t)),
+            Budget::Instructions(n) => (start.saturating_add(n.min(ENDLESS)), None),
+        };
+        let mut look_at_clock = start.saturating_add(TIME_SLICE);
+        self.attention = true;
+        self.cpu.count_base = if self.cpu.vm.config.counted {
+            self.cpu.vm.spaces.clock.instructions().wrapping_sub(start)
+        } else {
+            0
+        };
+        let exit = loop {
+            self.cpu.env.insn_in_block = 0;
+            if let Some(exit) = self.events(&mut cache) {
+                break exit;
+            }
+            let now = self.cpu.env.icount;
+            if now >= end {
+                break VcpuExit::BudgetSpent;
+            }
+            if let Some(t) = deadline
+                && now >= look_at_clock
+            {
+                look_at_clock = now + TIME_SLICE;
+                if Instant::now() >= t {
+                    break VcpuExit::BudgetSpent;
+                }
+            }
+            let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
+            let step = if self.slow() || limit - now < 64 {
+                self.one(&mut cache, now != start)
+            } else {
+                self.many(&mut cache, limit)
+            };
+            if let Some(exit) = step {
+                break exit;
+            }
+        };
+        self.cpu.env.insn_in_block = 0;
+        self.cpu.sync_clock();
+        exit
+    }
+
+    /// Whether the next instruction must run alone.
+    fn slow(&self) -> bool {
+        let env = &self.cpu.env;
+        env.shadow != Shadow::None
+            || env.eflags_sys & (rflags::TF | rflags::RF) != 0
+            || env.dr7 & dr7::ENABLES != 0
+            || self.cpu.t0.debug.single_step
+            || !self.cpu.t0.debug.breakpoints.is_empty()
+    }
+
+    /// Takes what waits at this boundary. `Some` ends the run.
+    fn events(&mut self, cache: &mut Cache) -> Option<VcpuExit> {
+        let cpu = &mut self.cpu;
+        let bits = cpu.signal.take();
+        if bits & CpuSignal::KICK != 0 {
+            self.kicked = true;
+        }
+        self.attention |= bits & CpuSignal::IRQ != 0;
+        cpu.refresh_views();
+        cpu.catch_up(cache);
+        if cpu.env.shutdown {
+            return Some(VcpuExit::TripleFault);
+        }
+        if let Some(event) = cpu.env.pending.take()
+            && deliver(cpu, event).is_err()
+        {
+            return Some(VcpuExit::TripleFault);
+        }
+        let idle = cpu.env.halted || cpu.env.wait_sipi;
+        if cpu.env.pending_db != 0 && cpu.env.shadow != Shadow::MovSs {
+            let f = Fault::debug_trap(std::mem::take(&mut cpu.env.pending_db));
+            if deliver(cpu, f.into()).is_err() {
+                return Some(VcpuExit::TripleFault);
+            }
+        }
+        if (self.attention || idle) && self.interrupts().is_err() {
+            return Some(VcpuExit::TripleFault);
+        }
+        if std::mem::take(&mut self.kicked) {
+            return Some(VcpuExit::Interrupted);
+        }
+        if self.cpu.env.halted || self.cpu.env.wait_sipi {
+            return Some(VcpuExit::Halted);
+        }
+        None
+    }
+
+    fn interrupts(&mut self) -> Result<(), deliver::Shutdown> {
+        let id = self.cpu.id;
+        self.cpu.sync_clock();
+        let mut waits = self.cpu.apic().sync();
+        self.attention = waits.interrupt || waits.nmi || waits.init || waits.sipi.is_some();
+        if !self.attention {
+            return Ok(());
+        }
+        if waits.init && self.cpu.apic().take_init() {
+            self.init();
+            waits = self.cpu.apic().sync();
+        }
+        if self.cpu.env.wait_sipi {
+            if let Some(vector) = self.cpu.apic().take_sipi() {
+                self.start(vector);
+            }
+            return Ok(());
+        }
+        let _ = self.cpu.apic().take_sipi();
+        let cpu = &mut self.cpu;
+        if waits.nmi && !cpu.env.nmi_masked && cpu.env.shadow != Shadow::MovSs && cpu.apic().take_nmi() {
+            cpu.t0.counts.interrupts += 1;
+            return deliver(cpu, deliver::nmi());
+        }
+        if waits.interrupt
+            && cpu.env.eflags_sys & rflags::IF != 0
+            && cpu.env.shadow == Shadow::None
+            && let Some(vector) = cpu.vm.clone().config.platform.apic(id).acknowledge()
+        {
+            cpu.t0.counts.interrupts += 1;
+            return deliver(cpu, deliver::external(vector));
+        }
+        Ok(())
+    }
+
+    fn init(&mut self) {
+        let mut s = self.cpu.save_state();
+        let signature = self.cpu.vm.config.model.signature();
+        s.init(signature);
+        self.cpu.load_state(&s);
+        let bsp = self.cpu.apic().base() & BSP != 0;
+        self.cpu.env.wait_sipi = !bsp;
+    }
+
+    /// A start-up IPI: real mode at page `vector`.
+    fn start(&mut self, vector: u8) {
+        use anura_x86::segment::index::CS;
+        let env = &mut self.cpu.env;
+        env.wait_sipi = false;
+        env.halted = false;
+        env.seg[CS].selector = u16::from(vector) << 8;
+        env.seg[CS].base = u64::from(vector) << 12;
+        env.rip = 0;
+        self.cpu.mode_changed();
+    }
+
+    /// Runs blocks until something leaves to the loop.
+    fn many(&mut self, cache: &mut Cache, limit: u64) -> Option<VcpuExit> {
+        self.cpu.t0.limit = limit;
+        let mut from: Option<(*const Code, u8)> = None;
+        loop {
+            let code = match self.lookup(cache, 64, 0) {
+                Ok(c) => c,
+                Err(e) => return self.refused(e),
+            };
+            if let Some((pred, n)) = from.take() {
+                // SAFETY: `code` was just found; it lives until the cache is emptied.
+                let c = unsafe { &*code };
+                // SAFETY: `pred` ran just now and no code was freed since.
+                let p = unsafe { &*pred };
+                if c.pa2.is_none() && c.key == p.key && (c.host ^ p.host) >> 12 == 0 && !self.cpu.code_dirty()
+                {
+                    cache.link(pred, n.into(), code);
+                    self.cpu.t0.counts.links += 1;
+                }
+            }
+            self.execute(code);
+            match self.cpu.t0.exit {
+                Exit::Lookup => {}
+                Exit::Link(n) => {
+                    let generation = cache.generation;
+                    from = Some((self.cpu.t0.block, n));
+                    if cache.full() {
+                        from = None;
+                    }
+                    debug_assert_eq!(generation, cache.generation);
+                }
+                _ => return self.finish(),
+            }
+            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+                return None;
+            }
+        }
+    }
+
+    /// Runs one instruction.
+    fn one(&mut self, cache: &mut Cache, begun: bool) -> Option<VcpuExit> {
+        let linear = self.cpu.env.linear_rip();
+        if begun && self.cpu.t0.debug.breakpoints.contains(&linear) {
+            return Some(VcpuExit::Debug(DebugEvent::Breakpoint { linear }));
+        }
+        if let Some(f) = code_breakpoint(&self.cpu) {
+            return self.fault(f);
+        }
+        let traced = self.cpu.env.eflags_sys & rflags::TF != 0;
+        self.cpu.env.eflags_sys &= !rflags::RF;
+        let shadow = std::mem::take(&mut self.cpu.env.shadow);
+        let code = match self.lookup(cache, 1, SINGLE) {
+            Ok(c) => c,
+            Err(e) => return self.refused(e),
+        };
+        self.cpu.t0.limit = self.cpu.env.icount + 1;
+        // SAFETY: `code` was just found.
+        let quiet = unsafe { ends_without_trap(&*code) };
+        self.execute_single(code);
+        let _ = shadow;
+        let completed = !matches!(self.cpu.t0.exit, Exit::Fault(_));
+        if traced && completed && !quiet {
+            self.cpu.env.pending_db |= BS;
+        }
+        let exit = match self.cpu.t0.exit {
+            Exit::Lookup | Exit::Link(_) => None,
+            _ => self.finish(),
+        };
+        if exit.is_none() && self.cpu.t0.debug.single_step {
+            return Some(VcpuExit::Debug(DebugEvent::Step));
+        }
+        exit
+    }
+
+    #[inline]
+    fn execute(&mut self, code: *const Code) {
+        let cpu = &mut self.cpu;
+        cpu.t0.leave = false;
+        // SAFETY: `code` is live, made for the current mode and found for the current RIP; the cache is locked by
+        // our caller, so nothing is freed while operations run.
+        unsafe {
+            let mut op = enter(cpu, code);
+            while !op.is_null() {
+                op = ((*op).run)(cpu, op);
+            }
+        }
+    }
+
+    /// Like `execute`, whatever `poll` says: the boundary before this instruction has been dealt with.
+    fn execute_single(&mut self, code: *const Code) {
+        let cpu = &mut self.cpu;
+        cpu.t0.leave = false;
+        cpu.t0.block = code;
+        // SAFETY: as in `execute`.
+        unsafe {
+            let mut op = (*code).entry.get();
+            while !op.is_null() {
+                op = ((*op).run)(cpu, op);
+            }
+        }
+    }
+
+    /// What ended a block, if it is more than a missing link.
+    fn finish(&mut self) -> Option<VcpuExit> {
+        match self.cpu.t0.exit {
+            Exit::Check | Exit::Lookup | Exit::Link(_) => None,
+            Exit::Halt => {
+                self.cpu.env.halted = true;
+                None
+            }
+            Exit::Yield => (self.cpu.vm.config.topology.total() > 1).then_some(VcpuExit::BudgetSpent),
+            Exit::Fault(insn) => {
+                // SAFETY: the block that faulted is the current one.
+                let rip = unsafe { (*self.cpu.t0.block).rip_of(insn) };
+                self.cpu.env.rip = rip;
+                self.cpu.env.icount += u64::from(insn);
+                self.cpu.t0.counts.faults += 1;
+                let f = self.cpu.t0.fault;
+                self.fault(f)
+            }
+        }
+    }
+
+    fn fault(&mut self, f: Fault) -> Option<VcpuExit> {
+        self.cpu.env.insn_in_block = 0;
+        match deliver(&mut self.cpu, f.into()) {
+            Ok(()) => None,
+            Err(deliver::Shutdown) => Some(VcpuExit::TripleFault),
+        }
+    }
+
+    fn refused(&mut self, e: Refused) -> Option<VcpuExit> {
+        match e {
+            Refused::Fault(f) => self.fault(f),
+            Refused::Device => Some(VcpuExit::Failed(InternalError {
+                what: "the guest jumped to memory that is neither RAM nor ROM".into(),
+                rip: self.cpu.env.rip,
+            })),
+        }
+    }
+
+    /// The code at RIP, made if there is none.
+    fn lookup(&mut self, cache: &mut Cache, max: usize, bits: u32) -> Result<*const Code, Refused> {
+        let cpu = &mut self.cpu;
+        cpu.t0.counts.lookups += 1;
+        let rip = cpu.env.rip;
+        let tag = (cpu.mmu.exec_epoch & 0xffff_ffff) << 32 | u64::from(cpu.env.mode_key);
+        cpu.t0.tag = tag;
+        let mode = cpu.env.mode_key;
+        if mode & key::CS_FLAT == 0 && rip > u64::from(cpu.env.seg[anura_x86::segment::index::CS].limit) {
+            return Err(Refused::Fault(Fault::GP0));
+        }
+        let linear = cpu.env.linear_rip();
+        let page = cpu.translate_exec(linear)?;
+        // A walk may have found a changed memory map.
+        cpu.t0.tag = (cpu.mmu.exec_epoch & 0xffff_ffff) << 32 | u64::from(mode);
+        if page.host.is_null() {
+            return Err(Refused::Device);
+        }
+        let host = page.host as usize + (linear & 0xfff) as usize;
+        let id = mode | bits;
+        let mut found = cache.find(host, rip, id);
+        if let Some(c) = found {
+            // SAFETY: the index holds live codes.
+            let code = unsafe { &*c };
+            if let Some(second) = code.pa2 {
+                let next = (linear & !0xfff).wrapping_add(0x1000);
+                let now = cpu.translate_exec(next)?;
+                if now.host as u64 != second {
+                    found = None;
+                }
+            }
+        }
+        let code = match found {
+            Some(c) => c,
+            None => self.make(cache, host, page, linear, id, max)?,
+        };
+        let cpu = &mut self.cpu;
+        if bits == 0 {
+            cpu.t0.jumps[State::jump_index(rip)] = Jump { rip, tag: cpu.t0.tag, code };
+        }
+        Ok(code)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn make(
+        &mut self,
+        cache: &mut Cache,
+        host: usize,
+        page: ExecPage,
+        linear: u64,
+        id: u32,
+        max: usize,
+    ) -> Result<*const Code, Refused> {
+        let cpu = &mut self.cpu;
+        if cache.full() {
+            cache.clear();
+            cpu.t0.block = ptr::null();
+            cpu.t0.counts.flushes += 1;
+            cpu.catch_up(cache);
+        }
+        cpu.t0.counts.built += 1;
+        let within = (linear & 0xfff) as usize;
+        let phys = page.phys | within as u64;
+        let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
+        // Marked before the bytes are read, so that no store between is missed; exact marks follow.
+        ram.tracker().mark_code(offset, 1);
+        let mut bytes = [0; 0x1000];
+        let first = &mut bytes[..0x1000 - within];
+        for (i, b) in first.iter_mut().enumerate() {
+            // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
+            *b = unsafe { page.host.add(within + i).read_volatile() };
+        }
+        let (rip, mode) = (cpu.env.rip, cpu.env.mode_key);
+        let mut second_page = None;
+        let next = (linear & !0xfff).wrapping_add(0x1000);
+        let next = if cpu.env.is_64bit() { next } else { next & 0xffff_ffff };
+        let built = blocks::build(
+            first,
+            || -> Exec<[u8; 15]> {
+                let p = cpu.translate_exec(next)?;
+                second_page = Some(p);
+                let mut more = [0; 15];
+                if p.host.is_null() {
+                    cpu.load(next, &mut more, View::Super)?;
+                } else {
+                    for (i, b) in more.iter_mut().enumerate() {
+                        // SAFETY: as above.
+                        *b = unsafe { p.host.add(i).read_volatile() };
+                    }
+                }
+                Ok(more)
+            },
+            (host as u64, rip, mode),
+            &self.features,
+            max,
+        )?;
+        let mut block = built.block;
+        opt::flags::run(&mut block);
+        if cfg!(debug_assertions)
+            && let Err(e) = crate::ir::verify::block(&block)
+        {
+            panic!("{e}\n{}", crate::ir::print::block(&block));
+        }
+        let cpu = &mut self.cpu;
+        let second = if built.crosses { second_page } else { None };
+        let pa2 = second.map(|p| p.host as u64);
+        let code = lower(&block, cache.arena.as_mut(), id, pa2);
+        let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
+        ram.tracker().mark_code(offset, in_first);
+        let mut pages = vec![(page.host as usize, ram, offset & !0xfff)];
+        if let Some(p) = second
+            && let Some((ram, offset)) = cpu.ram_at(p.phys)
+        {
+            ram.tracker().mark_code(offset, u64::from(block.len()).saturating_sub(in_first).max(1));
+            pages.push((p.host as usize, ram, offset & !0xfff));
+        }
+        let code = cache.add(host, id, code, &pages);
+        cpu.catch_up(cache);
+        Ok(code)
+    }
+}
+
+/// Why there is no code at RIP.
+enum Refused {
+    Fault(Fault),
+    Device,
+}
+
+impl From<Fault> for Refused {
+    fn from(f: Fault) -> Self {
+        Refused::Fault(f)
+    }
+}
+
+impl Vcpu for InterpVcpu {
+    fn run(&mut self, budget: Budget) -> VcpuExit {
+        match catch_unwind(AssertUnwindSafe(|| self.run_inner(budget))) {
+            Ok(exit) => exit,
+            Err(panic) => {
+                let what = panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+                    .unwrap_or_else(|| "unknown panic".into());
+                VcpuExit::Failed(InternalError {
+                    what: format!("engine failure: {what}"),
+                    rip: self.cpu.env.rip,
+                })
+            }
+        }
+    }
+
+    fn state(&mut self) -> CpuState {
+        self.cpu.save_state()
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), StateError> {
+        state.validate().map_err(|e| StateError(e.to_string()))?;
+        self.cpu.load_state(state);
+        Ok(())
+    }
+
+    fn kicker(&self) -> Kicker {
+        Kicker::new(self.cpu.signal.clone())
+    }
+
+    fn set_debug(&mut self, control: &DebugControl) -> Result<(), DebugError> {
+        self.cpu.t0.debug = control.clone();
+        Ok(())
+    }
+
+    fn reset(&mut self, kind: ResetKind) {
+        match kind {
+            ResetKind::Cpu => self.init(),
+            ResetKind::PowerOn | ResetKind::System => {
+                let signature = self.cpu.vm.config.model.signature();
+                self.cpu.load_state(&CpuState::reset(signature));
+                let bsp = self.cpu.apic().base() & BSP != 0;
+                self.cpu.env.wait_sipi = !bsp;
+            }
+        }
+    }
+
+    fn translate(&mut self, linear: u64) -> Option<u64> {
+        self.cpu.peek_translate(linear)
+    }
+
+    fn instructions(&self) -> u64 {
+        self.cpu.env.icount
+    }
+
+    fn exit_counts(&self) -> Vec<(&'static str, u64)> {
+        let c = &self.cpu.t0.counts;
+        vec![
+            ("block lookups", c.lookups),
+            ("blocks translated", c.built),
+            ("blocks linked", c.links),
+            ("faults", c.faults),
+            ("interrupts", c.interrupts),
+            ("stale blocks entered", c.stale),
+            ("cache flushes", c.flushes),
+        ]
+    }
+}
