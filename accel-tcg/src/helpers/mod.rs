@@ -36,6 +36,7 @@ pub mod div;
 pub mod misc;
 pub mod string;
 pub mod table;
+pub mod vecmem;
 
 pub use table::routine;
 

@@ -1,16 +1,12 @@
 //! Which routine a helper operation calls.
 
-use super::{Flow, HelperArgs, fpu, io, misc, seg, string, system};
+use super::{Flow, HelperArgs, fpu, io, misc, seg, string, system, vecmem};
 use crate::deliver::{far, iret, sys};
 use crate::env::{Cpu, Exec};
 use crate::ir::Help;
 
 /// A routine of the engine.
 pub type Routine = fn(&mut Cpu, &HelperArgs) -> Exec<Flow>;
-
-fn undefined(_: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
-    Err(crate::env::Fault::UD)
-}
 
 /// The routine of a helper operation.
 pub fn routine(help: Help) -> Routine {
@@ -94,6 +90,6 @@ pub fn routine(help: Help) -> Routine {
         Help::Xrstor => fpu::xrstor,
         Help::Ldmxcsr => fpu::ldmxcsr,
         Help::Stmxcsr => fpu::stmxcsr,
-        Help::VecMem => undefined,
+        Help::VecMem => vecmem::vector_memory,
     }
 }

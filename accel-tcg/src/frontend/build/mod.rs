@@ -237,6 +237,13 @@ pub fn instruction(b: &mut Builder<'_>) {
         Ldmxcsr | Vldmxcsr => system::mxcsr [Help::Ldmxcsr];
         Stmxcsr | Vstmxcsr => system::mxcsr [Help::Stmxcsr];
 
+        Vmaskmovps | Vpmaskmovd => vector::masked [4];
+        Vmaskmovpd | Vpmaskmovq => vector::masked [8];
+        Vgatherdps | Vpgatherdd => vector::gather [4, 4];
+        Vgatherdpd | Vpgatherdq => vector::gather [8, 4];
+        Vgatherqps | Vpgatherqd => vector::gather [4, 8];
+        Vgatherqpd | Vpgatherqq => vector::gather [8, 8];
+        Maskmovdqu | Vmaskmovdqu | Maskmovq => vector::mask_bytes;
         Movups | Movaps | Movupd | Movapd | Movdqu | Movdqa | Lddqu => vector::mov128;
     }
 }

@@ -2,7 +2,8 @@
 
 use crate::frontend::Builder;
 use crate::frontend::effects::{Unit, unit};
-use crate::ir::{Attr, Op, Opcode, Ref, Ty};
+use crate::helpers::vecmem::{self, Shape};
+use crate::ir::{Attr, Help, Op, Opcode, Ref, Ty};
 use crate::mode::key;
 use anura_x86::regs::vector::NM;
 use iced_x86::{EncodingKind, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
@@ -67,34 +68,82 @@ pub(super) fn any(b: &mut Builder<'_>) {
             .used_memory()
             .iter()
             .any(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None));
-        let vsib = b.i.memory_index().is_vector_register();
-        if vsib {
-            // Gathers: the base alone; the elements are addressed at run time.
-            b.i.set_memory_index(iced_x86::Register::None);
-        }
         let bytes = b.i.memory_size().size() as u32;
         a = b.address(bytes, write);
         if aligned(b) {
             attr |= Attr::ALIGNED;
         }
-    } else if (0..b.i.op_count())
-        .any(|n| matches!(b.i.op_kind(n), OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI))
-    {
-        let ty = match b.i.op0_kind() {
-            OpKind::MemorySegDI => Ty::I16,
-            OpKind::MemorySegEDI => Ty::I32,
-            _ => Ty::I64,
-        };
-        let off = b.block.temp();
-        b.push(Op { dst: off, a: Ref::gpr(7), ..Op::new(Opcode::Ea, ty) });
-        let seg = crate::frontend::seg_number(b.i.memory_segment());
-        a = b.linear(seg, off, 16, true);
     }
     b.opaque(a, attr);
     // These may change what the mode key says about unmasked exceptions.
     if matches!(m, Fldcw | Fldenv | Fninit | Frstor | Fnsave | Fnstenv | Finit | Fsave) {
         b.end_after = true;
     }
+}
+
+fn element_wise(b: &mut Builder<'_>, shape: Shape, reg: u8, a: Ref) {
+    let mut call = b.call(Help::VecMem);
+    call.reg = reg;
+    call.asize = b.address_ty().bytes() as u8;
+    call.imm = shape.pack();
+    b.helper(call, a, Ref::NONE, Ref::NONE);
+}
+
+fn vector_number(b: &Builder<'_>, n: u32) -> u8 {
+    b.i.op_register(n).number() as u8
+}
+
+/// VMASKMOV and VPMASKMOV.
+pub(super) fn masked(b: &mut Builder<'_>, element: u8) {
+    if !gate(b) {
+        return;
+    }
+    let store = b.is_mem(0);
+    let vector = b.i.op_register(1).size() as u8;
+    let a = b.address(vector.into(), store);
+    let (kind, reg, mask) =
+        if store { (vecmem::STORE, vector_number(b, 2), vector_number(b, 1)) } else { (vecmem::LOAD, vector_number(b, 0), vector_number(b, 1)) };
+    element_wise(b, Shape { kind, element, vector, mask, index: (0, 0, 0) }, reg, a);
+}
+
+/// Gathers: the address is that of index zero.
+pub(super) fn gather(b: &mut Builder<'_>, element: u8, index: u8) {
+    if !gate(b) {
+        return;
+    }
+    let indices = b.i.memory_index();
+    let scale = b.i.memory_index_scale().trailing_zeros() as u8;
+    let (dst, mask) = (vector_number(b, 0), vector_number(b, 2));
+    let i = indices.number() as u8;
+    if dst == mask || dst == i || mask == i {
+        return b.ud();
+    }
+    let vector = b.i.op_register(0).size().max(indices.size()) as u8;
+    b.i.set_memory_index(iced_x86::Register::None);
+    let a = b.address(u32::from(element), false);
+    let shape = Shape { kind: vecmem::GATHER, element, vector, mask, index: (i, index, scale) };
+    element_wise(b, shape, dst, a);
+}
+
+/// MASKMOVDQU and MASKMOVQ: to where rDI points.
+pub(super) fn mask_bytes(b: &mut Builder<'_>) {
+    if !gate(b) {
+        return;
+    }
+    let ty = match b.i.op0_kind() {
+        OpKind::MemorySegDI => Ty::I16,
+        OpKind::MemorySegEDI => Ty::I32,
+        _ => Ty::I64,
+    };
+    let off = b.block.temp();
+    b.push(Op { dst: off, a: Ref::gpr(7), ..Op::new(Opcode::Ea, ty) });
+    let (kind, vector) =
+        if b.i.op_register(1).is_mm() { (vecmem::BYTES_MMX, 8) } else { (vecmem::BYTES, 16) };
+    let seg = crate::frontend::seg_number(b.i.memory_segment());
+    let a = b.linear(seg, off, vector.into(), true);
+    let shape = Shape { kind, element: 1, vector, mask: vector_number(b, 2), index: (0, 0, 0) };
+    let reg = vector_number(b, 1);
+    element_wise(b, shape, reg, a);
 }
 
 /// 128-bit moves between registers and memory.
