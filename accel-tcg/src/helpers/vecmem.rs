@@ -119,7 +119,11 @@ pub fn vector_memory(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
                 }
                 let mut raw = [0; 8];
                 raw[..isize].copy_from_slice(&indices[k * isize..(k + 1) * isize]);
-                let i = if isize == 4 { i64::from(i64::from_le_bytes(raw) as i32) } else { i64::from_le_bytes(raw) };
+                let i = if isize == 4 {
+                    i64::from(i64::from_le_bytes(raw) as i32)
+                } else {
+                    i64::from_le_bytes(raw)
+                };
                 let va = wrap(a.a.wrapping_add((i << (scale & 3)) as u64));
                 let mut value = [0; 8];
                 if let Err(f) = cpu.load(va, &mut value[..e], View::Data) {

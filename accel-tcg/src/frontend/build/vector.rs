@@ -101,8 +101,11 @@ pub(super) fn masked(b: &mut Builder<'_>, element: u8) {
     let store = b.is_mem(0);
     let vector = b.i.op_register(1).size() as u8;
     let a = b.address(vector.into(), store);
-    let (kind, reg, mask) =
-        if store { (vecmem::STORE, vector_number(b, 2), vector_number(b, 1)) } else { (vecmem::LOAD, vector_number(b, 0), vector_number(b, 1)) };
+    let (kind, reg, mask) = if store {
+        (vecmem::STORE, vector_number(b, 2), vector_number(b, 1))
+    } else {
+        (vecmem::LOAD, vector_number(b, 0), vector_number(b, 1))
+    };
     element_wise(b, Shape { kind, element, vector, mask, index: (0, 0, 0) }, reg, a);
 }
 
