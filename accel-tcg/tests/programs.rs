@@ -1,0 +1,189 @@
+//! Small guest programs, run whole.
+
+use anura_accel::{Budget, Vcpu, VcpuExit};
+use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
+use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_vmcore::CpuSignal;
+use anura_x86::{CpuState, Segment};
+
+const CODE: u64 = 0x1_0000;
+const DATA: u64 = 0x1_2000;
+const STACK: u64 = 0x1_f000;
+
+fn hex(s: &str) -> Vec<u8> {
+    (0..s.len()).step_by(2).map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap()).collect()
+}
+
+/// A processor in flat user-mode 64-bit code at `CODE`; RSI points to `DATA`.
+fn user(code: &[u8], model: &str) -> (TestBed, InterpVcpu) {
+    let bed = TestBed::new(16 << 20, model);
+    let (root, mut next) = (0x10_0000, 0x10_1000);
+    for page in 0..16u64 {
+        let at = CODE + page * 0x1000;
+        bed.map_page(root, &mut next, at, at | 7);
+    }
+    bed.ram.write(CODE, code);
+    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    enter_long_mode(vcpu.cpu(), root, 3);
+    let env = &mut vcpu.cpu().env;
+    env.rip = CODE;
+    env.gpr[4] = STACK;
+    env.gpr[6] = DATA;
+    env.gpr[7] = DATA + 0x1000;
+    (bed, vcpu)
+}
+
+fn run(vcpu: &mut InterpVcpu, n: u64) {
+    assert_eq!(vcpu.run(Budget::Instructions(n)), VcpuExit::BudgetSpent);
+}
+
+/// Real mode at 1000:0000, through 32-bit protected mode, to 64-bit code; each leaves a trace in memory.
+const MODES: &str = concat!(
+    "fa8cc88ed88ec08ed0bc0008e82100bf0007b90400b05afcf3aa660f0116c8000f20c00c010f22c0",
+    "66ea3c00010008005589e58b5e02891e10075dc3b8100000008ed88ec08ed0bc00090100e8310000",
+    "000f20e083c8200f22e0b8000010000f22d8b9800000c00f320d000100000f300f20c00d00000080",
+    "0f22c0ea9c00010018005589e58b550489151407010066683412665b891d18070100c9c331c08ed0",
+    "bc000a010048b88877665544332211508f042520070100488d1ddeffffff48891c2528070100f490",
+    "1f00d000010090900000000000000000ffff0000009bcf00ffff00000093cf00ffff0000009baf00",
+);
+
+#[test]
+fn a_processor_climbs_from_real_mode_to_64_bit_code() {
+    let bed = TestBed::new(16 << 20, "qemu64");
+    let (root, mut next) = (0x10_0000, 0x10_1000);
+    for page in 0..16u64 {
+        let at = CODE + page * 0x1000;
+        bed.map_page(root, &mut next, at, at | 3);
+    }
+    bed.ram.write(CODE, &hex(MODES));
+    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut s = CpuState::reset(0);
+    s.seg[1] = Segment::new(0x1000, CODE, 0xffff, 0x9b);
+    s.rip = 0;
+    vcpu.set_state(&s).unwrap();
+    assert_eq!(vcpu.run(Budget::Instructions(1000)), VcpuExit::Halted);
+    assert_eq!(bed.get(CODE + 0x700) as u32, 0x5a5a_5a5a, "rep stosb in real mode");
+    assert_eq!(bed.get(CODE + 0x710) as u16, 0x0f, "return address of a 16-bit call");
+    assert_eq!(bed.get(CODE + 0x714) as u32, 0x1_0051, "return address of a 32-bit call");
+    assert_eq!(bed.get(CODE + 0x718) as u16, 0x1234, "16-bit push and pop in 32-bit code");
+    assert_eq!(bed.get(CODE + 0x720), 0x1122_3344_5566_7788);
+    assert_eq!(bed.get(CODE + 0x728), 0x1_009c, "RIP-relative address");
+}
+
+/// Loops of several kinds with memory, stack, strings and flags; never ends.
+fn mixture() -> Vec<u8> {
+    hex(concat!(
+        "89c869c06d4ec641053930000089c1a900000100740583c303eb0383eb0153488b06480346084889",
+        "4610ff46180fb656034801d15b565751b907000000f3a4595f5e0fbae1054811d8f00fc14e200fb7",
+        "c9e8000000005883fb647ca431dbeba0",
+    ))
+}
+
+#[test]
+fn a_program_gives_the_same_state_however_its_budget_is_cut() {
+    let total = 5_000;
+    let finish = |cuts: &dyn Fn(u64) -> u64| {
+        let (bed, mut vcpu) = user(&mixture(), "qemu64");
+        let mut left = total;
+        while left > 0 {
+            let n = cuts(left).clamp(1, left);
+            run(&mut vcpu, n);
+            left -= n;
+            assert_eq!(vcpu.instructions(), total - left);
+        }
+        let memory: Vec<u64> = (0..512).map(|i| bed.get(DATA + i * 8)).collect();
+        (vcpu.state(), memory)
+    };
+    let whole = finish(&|left| left);
+    for step in [1, 2, 3, 7, 63, 64, 65, 100, 1000] {
+        let cut = finish(&|_| step);
+        assert_eq!(cut.0, whole.0, "steps of {step}");
+        assert!(cut.1 == whole.1, "memory, steps of {step}");
+    }
+}
+
+#[test]
+fn each_iteration_of_a_repeated_string_counts_as_one() {
+    // mov ecx, 10; rep stosb; nop; jmp $
+    let (_, mut vcpu) = user(&hex("b90a000000f3aa90ebfe"), "qemu64");
+    run(&mut vcpu, 1 + 4);
+    let s = vcpu.state();
+    assert_eq!((s.rip, s.gpr[1], s.gpr[7]), (CODE + 5, 6, DATA + 0x1004));
+    run(&mut vcpu, 6);
+    let s = vcpu.state();
+    assert_eq!((s.rip, s.gpr[1], s.gpr[7]), (CODE + 7, 0, DATA + 0x100a));
+    run(&mut vcpu, 1);
+    assert_eq!(vcpu.state().rip, CODE + 8);
+}
+
+#[test]
+fn a_store_into_the_running_block_takes_effect_at_the_next_instruction() {
+    // mov byte [rip+1], 0x42 (the immediate of the next instruction); mov al, 0; jmp $
+    let (_, mut vcpu) = user(&hex("c605010000004 2b000ebfe".replace(' ', "").as_str()), "qemu64");
+    run(&mut vcpu, 2);
+    assert_eq!(vcpu.state().gpr[0] & 0xff, 0x42);
+}
+
+#[test]
+fn code_written_over_is_translated_again() {
+    // l: mov al, 1; inc byte [rip-7] (the immediate of the first instruction); jmp l
+    let (_, mut vcpu) = user(&hex("b001fe05f9ffffffebf6"), "qemu64");
+    for n in 1..20u64 {
+        run(&mut vcpu, 1);
+        assert_eq!(vcpu.state().gpr[0] & 0xff, n);
+        run(&mut vcpu, 2);
+    }
+}
+
+#[test]
+fn a_page_of_code_written_by_a_device_is_translated_again() {
+    let (bed, mut vcpu) = user(&hex("b001ebfc"), "qemu64");
+    run(&mut vcpu, 100);
+    assert_eq!(vcpu.state().gpr[0] & 0xff, 1);
+    bed.ram.write(CODE + 1, &[7]);
+    run(&mut vcpu, 100);
+    assert_eq!(vcpu.state().gpr[0] & 0xff, 7);
+}
+
+#[test]
+fn vectors_go_through_the_host_and_keep_their_upper_halves() {
+    // movdqu xmm0,[rsi]; paddb xmm0,[rsi]; movq rax,xmm0; pmovmskb ecx,xmm0; movss xmm1,xmm0
+    let (bed, mut vcpu) = user(&hex("f30f6f06660ffc0666480f7ec0660fd7c8f30f10c8ebfe"), "qemu64");
+    bed.put(DATA, 0x0102_0304_8586_8788);
+    bed.put(DATA + 8, 0x4040_4040_0000_0000);
+    run(&mut vcpu, 5);
+    let s = vcpu.state();
+    assert_eq!(s.xsave.xmm(0), [0x0204_0608_0a0c_0e10, 0x8080_8080_0000_0000]);
+    assert_eq!(s.gpr[0], 0x0204_0608_0a0c_0e10);
+    assert_eq!(s.gpr[1], 0xf000);
+    assert_eq!(s.xsave.xmm(1), [0x0a0c_0e10, 0]);
+}
+
+#[test]
+fn x87_state_lives_in_the_image() {
+    // fld1; fldpi; faddp; fstp qword [rsi]; fnstsw ax
+    let (bed, mut vcpu) = user(&hex("d9e8d9ebdec1dd1edfe0ebfe"), "qemu64");
+    run(&mut vcpu, 5);
+    assert_eq!(f64::from_bits(bed.get(DATA)), 1.0 + std::f64::consts::PI);
+    assert_eq!(vcpu.state().xsave.ftw(), 0);
+}
+
+#[test]
+fn an_aligned_vector_access_faults_where_it_is_not() {
+    // No IDT: the #GP ends in a triple fault, which is all this asks.
+    let (_, mut vcpu) = user(&hex("0f284601ebfe"), "qemu64");
+    assert_eq!(vcpu.run(Budget::Instructions(1)), VcpuExit::TripleFault);
+    let (_, mut vcpu) = user(&hex("0f104601ebfe"), "qemu64");
+    run(&mut vcpu, 1);
+}
+
+#[test]
+fn a_hidden_feature_does_not_execute() {
+    // tzcnt ecx, eax with eax = 0: BSF under a model without BMI1 leaves ecx alone.
+    let (_, mut vcpu) = user(&hex("31c0b905000000f30fbcc8ebfe"), "qemu64");
+    run(&mut vcpu, 3);
+    assert_eq!(vcpu.state().gpr[1], 5);
+    // andn eax, eax, eax is #UD there.
+    let (_, mut vcpu) = user(&hex("c4e278f2c0ebfe"), "qemu64");
+    assert_eq!(vcpu.run(Budget::Instructions(1)), VcpuExit::TripleFault);
+}
