@@ -13,6 +13,7 @@ pub mod ir;
 pub mod mmu;
 pub mod mode;
 pub mod opt;
+pub mod oracle;
 pub mod testbed;
 pub mod vcpu;
 
