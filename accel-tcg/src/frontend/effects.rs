@@ -186,11 +186,11 @@ pub fn unit(i: &Instruction) -> Unit {
 
 /// Whether an instruction looks at MXCSR or sets its flags.
 pub fn uses_mxcsr(i: &Instruction) -> bool {
-    let name = format!("{:?}", i.mnemonic());
-    let n = name.strip_prefix('V').unwrap_or(&name);
+    let name = format!("{:?}", i.mnemonic()).to_lowercase();
+    let n = name.strip_prefix('v').unwrap_or(&name);
     const STEMS: &[&str] = &[
-        "Add", "Sub", "Mul", "Div", "Sqrt", "Max", "Min", "Cmpp", "Cmps", "Comi", "Ucomi", "Cvt", "Round",
-        "Hadd", "Hsub", "Dpp", "Fm", "Fnm", "Rcp", "Rsqrt",
+        "add", "sub", "mul", "div", "sqrt", "max", "min", "cmpp", "cmps", "comi", "ucomi", "cvt", "round",
+        "hadd", "hsub", "dpp", "fm", "fnm", "rcp", "rsqrt",
     ];
-    STEMS.iter().any(|s| n.starts_with(s)) && !matches!(n, "Mulx")
+    STEMS.iter().any(|s| n.starts_with(s)) && n != "mulx"
 }

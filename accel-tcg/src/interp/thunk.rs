@@ -282,11 +282,16 @@ fn immediate_len(i: &Instruction) -> usize {
     }
     // The fourth register operand of VEX blends lives in an immediate byte.
     if i.encoding() == EncodingKind::VEX && i.op_count() == 4 && n == 0 {
-        let name = format!("{:?}", i.mnemonic());
-        is4 = name.contains("Blendv");
+        is4 = matches!(i.mnemonic(), Mnemonic::Vblendvps | Mnemonic::Vblendvpd | Mnemonic::Vpblendvb);
     }
     n + usize::from(is4)
 }
+
+/// The six status flags in the decoder's numbering.
+const STATUS_BITS: u32 = {
+    use iced_x86::RflagsBits as B;
+    B::OF | B::SF | B::ZF | B::AF | B::CF | B::PF
+};
 
 /// Makes ready to run an instruction of a block.
 pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opaque {
@@ -341,7 +346,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
             u.access(),
             OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
         );
-        if r.is_xmm() || r.is_ymm() {
+        if r.is_vector_register() {
             vectors |= 1 << r.number();
             if writes {
                 stores |= 1 << r.number();
@@ -362,7 +367,8 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     if i.mnemonic() == Vzeroupper || i.mnemonic() == Vzeroall {
         (vectors, stores) = (0xffff, 0xffff);
     }
-    o.flags = i.rflags_modified() != 0;
+    // The decoder also counts the condition bits of the x87 here.
+    o.flags = i.rflags_modified() & STATUS_BITS != 0;
     let Some(arena) = arena else { return o };
     let mut id = p.bytes.clone();
     id.push(u8::from(vex) | u8::from(o.x87) << 1 | u8::from(o.mxcsr) << 2 | u8::from(o.flags) << 3);

@@ -277,8 +277,11 @@ impl Native {
             let taken = get(MARKER) == 1;
             out.rip = start + if taken { TAKEN as u64 } else { len as u64 };
         } else {
-            out.trap =
-                Some(Trap { vector: get(TRAP) as u8, error: get(TRAP + 8) as u32, cr2: get(TRAP + 16) });
+            out.trap = Some(Trap {
+                vector: get(TRAP) as u8,
+                error: get(TRAP + 8) as u32,
+                cr2: if get(TRAP) == 14 { get(TRAP + 16) } else { 0 },
+            });
             out.rip = get(TRAP + 24);
         }
         out

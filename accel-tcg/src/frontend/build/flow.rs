@@ -31,8 +31,17 @@ fn check(b: &mut Builder<'_>, a: Ref) {
 }
 
 fn branch_ty(b: &Builder<'_>) -> Ty {
-    let ty = if b.is64() { 8 } else { b.operand_size() };
-    Ty::from_bytes(ty.into()).unwrap_or(Ty::I64)
+    use iced_x86::Code::*;
+    // AMD obeys 66h on near branches in 64-bit code, Intel does not; the decoder knows whose it is.
+    let sixteen = matches!(
+        b.i.code(),
+        Retnw | Retnw_imm16 | Call_rm16 | Jmp_rm16 | Call_rel16 | Jmp_rel16 | Jmp_rel8_16
+    );
+    match (b.is64(), sixteen) {
+        (true, true) => Ty::I16,
+        (true, false) => Ty::I64,
+        _ => Ty::from_bytes(b.operand_size().into()).unwrap_or(Ty::I64),
+    }
 }
 
 /// A computed target, widened to 64 bits and checked.

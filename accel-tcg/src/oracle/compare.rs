@@ -1,0 +1,109 @@
+//! What counts as a difference.
+//!
+//! The reviewed list of differences that are not mistakes, with reason and place:
+//!
+//! - Flags that the manual leaves undefined: the host does what its maker chose, the engine what
+//!   its portable table says. They are masked by the decoder's own list, and counted.
+//! - FIP, FDP and FOP of the x87: hosts differ in when they keep them; not compared.
+//! - A jump to a page that is not there: the host reports the page fault of the fetch, the
+//!   engine stops before it. The registers must agree.
+//! - RF in saved flags.
+//! - The P bit of a page fault in the upper half: the host's kernel is mapped there, ours is not.
+use super::generate::Case;
+use super::guest::is_fetch;
+use super::{FpImage, Outcome};
+use anura_x86::regs::{error, rflags, vector};
+use std::fmt::Write as _;
+
+/// Status and system flags that are compared.
+const FLAGS: u64 = rflags::STATUS | rflags::DF | rflags::NT | rflags::AC | rflags::ID;
+
+/// Flags that an instruction leaves undefined.
+pub fn undefined_flags(case: &Case) -> u64 {
+    use iced_x86::RflagsBits as B;
+    let u = case.instruction.rflags_undefined();
+    let mut mask = 0;
+    for (bit, flag) in [
+        (B::OF, rflags::OF),
+        (B::SF, rflags::SF),
+        (B::ZF, rflags::ZF),
+        (B::AF, rflags::AF),
+        (B::CF, rflags::CF),
+        (B::PF, rflags::PF),
+    ] {
+        if u & bit != 0 {
+            mask |= flag;
+        }
+    }
+    mask
+}
+
+/// What differs, in words; `None` if nothing does. The second value says that flags differed
+/// that the manual leaves undefined.
+pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> (Option<String>, bool) {
+    let mut text = String::new();
+    let mut host_trap = host.trap;
+    if let Some(t) = host_trap
+        && is_fetch(&t)
+        && ours.trap.is_none()
+        && host.rip == ours.rip
+    {
+        host_trap = None;
+    }
+    if let Some(t) = &mut host_trap
+        && t.vector == vector::PF
+        && t.cr2 >> 63 != 0
+    {
+        t.error &= !error::PF_P;
+    }
+    if host_trap != ours.trap {
+        let _ = write!(text, " trap: host {host_trap:?}, ours {:?};", ours.trap);
+    }
+    if host.rip != ours.rip {
+        let _ = write!(text, " rip: host {:#x}, ours {:#x};", host.rip, ours.rip);
+    }
+    for (i, (h, o)) in host.gpr.iter().zip(&ours.gpr).enumerate() {
+        if h != o {
+            let _ = write!(text, " r{i}: host {h:#x}, ours {o:#x};");
+        }
+    }
+    let undefined = if host_trap.is_some() { 0 } else { undefined_flags(case) };
+    let changed = host.flags ^ ours.flags;
+    if changed & FLAGS & !undefined != 0 {
+        let (h, o) = (host.flags & FLAGS, ours.flags & FLAGS);
+        let _ = write!(text, " flags: host {h:#x}, ours {o:#x} (undefined {undefined:#x});");
+    }
+    floating(&mut text, &host.fp, &ours.fp);
+    ((!text.is_empty()).then_some(text), changed & undefined & FLAGS != 0)
+}
+
+fn floating(text: &mut String, host: &FpImage, ours: &FpImage) {
+    let same = host.bytes[..6] == ours.bytes[..6]
+        && host.bytes[24..28] == ours.bytes[24..28]
+        && host.bytes[160..416] == ours.bytes[160..416]
+        && host.bytes[576..832] == ours.bytes[576..832]
+        && (0..8).all(|i| host.st(i) == ours.st(i));
+    if same {
+        return;
+    }
+    if host.bytes[..6] != ours.bytes[..6] {
+        let word = |x: &FpImage| (x.fcw(), x.fsw(), x.ftw());
+        let _ = write!(text, " x87 fcw fsw ftw: host {:x?}, ours {:x?};", word(host), word(ours));
+    }
+    if host.mxcsr() != ours.mxcsr() {
+        let _ = write!(text, " mxcsr: host {:#x}, ours {:#x};", host.mxcsr(), ours.mxcsr());
+    }
+    for i in 0..8 {
+        if host.st(i) != ours.st(i) {
+            let _ = write!(text, " st{i}: host {:x?}, ours {:x?};", host.st(i), ours.st(i));
+        }
+    }
+    for i in 0..16 {
+        if host.xmm(i) != ours.xmm(i) {
+            let _ = write!(text, " xmm{i}: host {:x?}, ours {:x?};", host.xmm(i), ours.xmm(i));
+        }
+        if host.ymm_high(i) != ours.ymm_high(i) {
+            let _ = write!(text, " ymmh{i}: host {:x?}, ours {:x?};", host.ymm_high(i), ours.ymm_high(i));
+        }
+    }
+}
