@@ -1,6 +1,24 @@
-//! The machine: its configuration, and what a monitor may ask of it.
+//! The machine: boards, lifecycle, the vCPUs' scheduler, and what a monitor may ask of it.
+//!
+//! No engine is named here: a machine is built on any [`Accelerator`](anura_accel::Accelerator).
 
 #![forbid(unsafe_code)]
 
 pub mod config;
 pub mod control;
+pub mod cpus;
+mod error;
+pub mod firmware;
+pub mod linux;
+mod localtime;
+pub mod logging;
+mod machine;
+pub mod memory;
+mod monitor_face;
+pub mod pc;
+mod platform;
+mod state;
+
+pub use error::MachineError;
+pub use machine::{Machine, Migrator};
+pub use state::{StateHash, States};

@@ -1,0 +1,294 @@
+//! The board `pc`: i440FX and PIIX3, wired as a PC is.
+//!
+//! Building follows one order: address spaces and RAM, APICs and the interrupt fabric, chipset, chips of the ISA
+//! bus, cards. That order is also the order of devices in a saved state. The board knows no engine.
+
+use std::sync::Arc;
+
+use anura_accel::VmSpaces;
+use anura_chardev::{CharBackend, Chardev};
+use anura_devices::chipset::i440fx::I440fx;
+use anura_devices::chipset::piix3::Piix3;
+use anura_devices::chipset::piix4_pm::Piix4Pm;
+use anura_devices::irq::apic_bus::ApicBus;
+use anura_devices::irq::fabric::FabricHandle;
+use anura_devices::irq::lapic::{ApicConfig, LocalApic};
+use anura_devices::pci::{self, PciBus, PciFunction, devfn};
+use anura_devices::serial::parallel::Parallel;
+use anura_devices::serial::uart16550::Uart16550;
+use anura_devices::timer::hpet::{Hpet, HpetLines};
+use anura_devices::timer::i8254::I8254;
+use anura_devices::timer::mc146818::Mc146818;
+use anura_memory::{AddressSpace, MemoryMap, RamBlock, Region};
+use anura_vmcore::{Clock, CpuSignal, Device, DeviceCell, DeviceHandle, Requests};
+use anura_x86::{CpuModel, Topology};
+
+use crate::config::MachineConfig;
+use crate::error::MachineError;
+use crate::linux::{E820, RAM, RESERVED};
+use crate::memory::MainMemory;
+
+/// Rate of the guest's time stamp counter: one tick per nanosecond.
+pub const TSC_KHZ: u64 = 1_000_000;
+
+/// The board with everything on it.
+pub struct Pc {
+    /// All regions.
+    pub map: MemoryMap,
+    /// Guest-physical memory.
+    pub memory: AddressSpace,
+    /// Ports.
+    pub ports: AddressSpace,
+    /// Guest RAM.
+    pub ram: MainMemory,
+    /// All RAM blocks, in the order they were made.
+    pub blocks: Vec<Arc<RamBlock>>,
+    /// Guest time.
+    pub clock: Clock,
+    /// What devices ask of the machine.
+    pub requests: Requests,
+    /// APIC messages.
+    pub apic_bus: Arc<ApicBus>,
+    /// One for each vCPU.
+    pub apics: Vec<Arc<LocalApic>>,
+    /// One for each vCPU.
+    pub signals: Vec<Arc<CpuSignal>>,
+    /// PIC, IOAPIC and PIRQ routing.
+    pub fabric: FabricHandle,
+    /// Bus 0.
+    pub pci: PciBus,
+    /// Clock and CMOS.
+    pub rtc: DeviceCell<Mc146818>,
+    /// Physical address bits of the CPU model.
+    pub phys_bits: u8,
+    /// Power management.
+    pub pm: DeviceCell<Piix4Pm>,
+    devices: Vec<(String, Arc<dyn DeviceHandle>)>,
+}
+
+/// What a board is made from besides the configuration.
+pub struct PcParts<'a> {
+    /// The configuration.
+    pub config: &'a MachineConfig,
+    /// CPU model.
+    pub model: &'a CpuModel,
+    /// Topology; its `total` is the number of possible vCPUs.
+    pub topology: Topology,
+    /// Guest time.
+    pub clock: Clock,
+    /// Seconds since 1970 at guest time 0.
+    pub rtc_base: i64,
+    /// Finds a chardev by its id.
+    pub chardev: &'a dyn Fn(&str) -> Option<Chardev>,
+}
+
+/// Port and interrupt of the four serial ports.
+const SERIAL: [(u16, u32, &str); 4] =
+    [(0x3f8, 4, "serial0"), (0x2f8, 3, "serial1"), (0x3e8, 4, "serial2"), (0x2e8, 3, "serial3")];
+/// Port and interrupt of the three parallel ports.
+const PARALLEL: [(u16, u32); 3] = [(0x378, 7), (0x278, 7), (0x3bc, 7)];
+
+impl Pc {
+    /// Builds the board.
+    pub fn new(parts: &PcParts<'_>) -> Result<Self, MachineError> {
+        let config = parts.config;
+        let map = MemoryMap::new();
+        let system = Region::container("system", u64::MAX);
+        let memory = map.create_space("memory", &system);
+        let ports = map.create_space("I/O", &Region::container("io", 0x1_0000));
+        let clock = parts.clock.clone();
+        let requests = Requests::new();
+
+        let ram = MainMemory::new(config, parts.model)?;
+        let blocks = vec![ram.block.clone()];
+        ram.map(&map, &system);
+        // What RAM leaves open belongs to the PCI bus.
+        let pci_memory = Region::container("pci", u64::MAX);
+        map.transaction().add(&system, 0, &pci_memory, -1);
+
+        let apic_bus = ApicBus::new();
+        let signals: Vec<_> = (0..config.smp.cpus).map(|_| CpuSignal::new()).collect();
+        let apics: Vec<_> = (0..config.smp.cpus)
+            .map(|cpu| {
+                let apic = ApicConfig {
+                    cpu,
+                    apic_id: parts.topology.apic_id(cpu),
+                    x2apic: parts.model.has(anura_x86::Feature::X2apic),
+                    phys_bits: u32::from(parts.model.phys_bits),
+                    tsc_khz: TSC_KHZ,
+                };
+                LocalApic::new(&apic, signals[cpu as usize].clone(), &clock, &apic_bus)
+            })
+            .collect();
+        apic_bus.connect(apics.iter().map(|apic| apic.mailbox().clone()).collect());
+        let fabric = FabricHandle::new(apic_bus.clone());
+        fabric.map(&map, &ports, &memory);
+        apics.iter().for_each(|apic| apic.connect(Arc::new(fabric.clone())));
+
+        let pci = PciBus::new();
+        let rtc = Mc146818::new(fabric.gsi(8, 0), &clock, parts.rtc_base);
+        let pm = Piix4Pm::new(fabric.gsi(9, 0), fabric.gsi(9, 1), &requests, &clock, &map, &ports);
+        let mut board = Self {
+            map,
+            memory,
+            ports,
+            ram,
+            blocks,
+            clock,
+            requests,
+            apic_bus,
+            apics,
+            signals,
+            fabric,
+            pci,
+            rtc,
+            phys_bits: parts.model.phys_bits,
+            pm,
+            devices: Vec::new(),
+        };
+        board.add_chipset(&system);
+        board.add_isa_chips(parts)?;
+        board.set_cmos(config);
+        Ok(board)
+    }
+
+    fn add<T: Device>(&mut self, path: impl Into<String>, device: &DeviceCell<T>) {
+        self.devices.push((path.into(), Arc::new(device.clone())));
+    }
+
+    fn plug<T: PciFunction>(&mut self, device: u8, function: u8, name: &str, cell: &DeviceCell<T>) {
+        self.pci.plug(devfn(device, function), cell);
+        self.add(format!("0000:00:{device:02x}.{function}/{name}"), cell);
+    }
+
+    fn add_chipset(&mut self, system: &Region) {
+        for (n, apic) in self.apics.clone().iter().enumerate() {
+            self.add(format!("cpu{n}/apic"), apic.device());
+        }
+        let fabric = self.fabric.clone();
+        self.add("fabric", fabric.device());
+        let latch = pci::map_config_ports(&self.pci, &self.map, &self.ports);
+        self.add("pci-config-address", &latch);
+        let host = I440fx::new(&self.map, system, &self.ram.region, self.ram.below_4g);
+        self.plug(0, 0, "i440FX", &host);
+        let isa = Piix3::new(&self.fabric, &self.requests);
+        Piix3::map(&isa, &self.map, &self.ports);
+        self.plug(1, 0, "PIIX3", &isa);
+        let pm = self.pm.clone();
+        self.plug(1, 3, "PIIX4_PM", &pm);
+    }
+
+    fn add_isa_chips(&mut self, parts: &PcParts<'_>) -> Result<(), MachineError> {
+        let config = parts.config;
+        if config.board.pit {
+            let pit = I8254::new(self.fabric.gsi(0, 0), &self.clock);
+            I8254::map(&pit, &self.map, &self.ports);
+            self.add("i8254", &pit);
+        }
+        Mc146818::map(&self.rtc, &self.map, &self.ports);
+        let rtc = self.rtc.clone();
+        self.add("mc146818", &rtc);
+        if config.board.hpet {
+            let (legacy, replaces) = self.fabric.hpet();
+            let gsi = (0..24).map(|n| self.fabric.gsi(n, 2)).collect();
+            let hpet = Hpet::new(HpetLines { gsi, legacy, replaces }, self.apic_bus.clone(), &self.clock);
+            Hpet::map(&hpet, &self.map, &self.memory);
+            self.add("hpet", &hpet);
+        }
+        for (n, id) in config.serial.iter().enumerate() {
+            let (Some(id), Some((base, irq, name))) = (id, SERIAL.get(n).copied()) else { continue };
+            let backend = claim(parts, id)?;
+            let uart = Uart16550::new(name, self.fabric.gsi(irq, 4 + n as u32), &self.clock, backend);
+            Uart16550::map(&uart, &self.map, &self.ports, base);
+            Uart16550::connect_input(&uart);
+            self.add(name, &uart);
+        }
+        for (n, id) in config.parallel.iter().enumerate() {
+            let (Some(id), Some((base, irq))) = (id, PARALLEL.get(n).copied()) else { continue };
+            let backend = claim(parts, id)?;
+            let port = Parallel::new(self.fabric.gsi(irq, 8 + n as u32), backend);
+            Parallel::map(&port, &self.map, &self.ports, base);
+            self.add(format!("parallel{n}"), &port);
+        }
+        Ok(())
+    }
+
+    /// Lays CMOS memory out as firmware expects it.
+    fn set_cmos(&self, config: &MachineConfig) {
+        let mut rtc = self.rtc.lock();
+        let mut word = |at: u8, value: u64| {
+            rtc.set_cmos(at, value as u8);
+            rtc.set_cmos(at + 1, (value >> 8) as u8);
+        };
+        // Base memory in KiB, then memory above 1 MiB in KiB (twice) and above 16 MiB in 64 KiB.
+        word(0x15, 640);
+        let above_1m = self.ram.below_4g.saturating_sub(1 << 20) >> 10;
+        word(0x17, above_1m.min(0xffff));
+        word(0x30, above_1m.min(0xffff));
+        word(0x34, (self.ram.below_4g.saturating_sub(16 << 20) >> 16).min(0xffff));
+        // Memory above 4 GiB in 64 KiB, three bytes.
+        let above_4g = self.ram.above_4g >> 16;
+        for n in 0..3 {
+            rtc.set_cmos(0x5b + n, (above_4g >> (8 * n)) as u8);
+        }
+        rtc.set_cmos(0x5f, (config.smp.cpus - 1).min(255) as u8);
+        // Boot devices, a nibble each: 1 floppy, 2 disk, 3 CD, 4 network.
+        let order = config.boot.order.as_deref().unwrap_or("cad");
+        let codes: Vec<u8> = order
+            .bytes()
+            .map(|drive| match drive {
+                b'a' | b'b' => 1,
+                b'c' => 2,
+                b'd' => 3,
+                b'n'..=b'p' => 4,
+                _ => 0,
+            })
+            .collect();
+        let code = |n: usize| codes.get(n).copied().unwrap_or(0);
+        rtc.set_cmos(0x3d, code(1) << 4 | code(0));
+        rtc.set_cmos(0x38, code(2) << 4);
+        // Equipment: FPU, PS/2 mouse. No floppy drives, no disks.
+        rtc.set_cmos(0x14, 0x06);
+    }
+
+    /// All devices with the paths that saved states use, in order.
+    pub fn devices(&self) -> &[(String, Arc<dyn DeviceHandle>)] {
+        &self.devices
+    }
+
+    /// What an engine runs against.
+    pub fn spaces(&self) -> VmSpaces {
+        VmSpaces {
+            memory: self.memory.clone(),
+            ports: self.ports.clone(),
+            clock: self.clock.clone(),
+            ram: self.blocks.clone(),
+        }
+    }
+
+    /// The memory map that firmware would tell, with `tables` bytes kept at the top of low RAM.
+    pub fn e820(&self, tables: u64) -> Vec<E820> {
+        let below = self.ram.below_4g;
+        let range = |start: u64, end: u64, kind| E820 { start, length: end - start, kind };
+        let mut map = vec![
+            range(0, 0x9_fc00, RAM),
+            range(0x9_fc00, 0xa_0000, RESERVED),
+            range(0xf_0000, 0x10_0000, RESERVED),
+            range(0x10_0000, below - tables, RAM),
+            range(below - tables, below, RESERVED),
+            range(0xfeff_c000, 0xff00_0000, RESERVED),
+            range(0xfffc_0000, 0x1_0000_0000, RESERVED),
+        ];
+        if self.ram.above_4g > 0 {
+            map.push(range(1 << 32, (1 << 32) + self.ram.above_4g, RAM));
+        }
+        map.retain(|r| r.length > 0);
+        map
+    }
+}
+
+fn claim(parts: &PcParts<'_>, id: &str) -> Result<CharBackend, MachineError> {
+    let chardev = (parts.chardev)(id)
+        .ok_or_else(|| MachineError::Config(format!("chardev '{id}' not found; define it with -chardev")))?;
+    Ok(chardev.claim()?)
+}
