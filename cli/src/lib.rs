@@ -2,4 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod engines;
 pub mod options;
+pub mod run;

@@ -1,2 +1,8 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! The `anura` program.
+
+#![forbid(unsafe_code)]
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    std::process::exit(anura_cli::run::main(&arguments));
+}

@@ -47,6 +47,12 @@ pub fn post(pc: &Pc) {
     pci.write(pm, piix4_pm::SMBHSTCFG, Width::W1, 0x09);
     pci.write(pm, reg::COMMAND, Width::W2, 1);
     assign_resources(pci);
+    // The bootstrap processor takes the PIC's interrupts (virtual wire mode) and NMI.
+    if let Some(apic) = pc.apics.first() {
+        for (register, value) in [(0xf0, 0x1ff), (0x350, 0x8700), (0x360, 0x8400)] {
+            apic.mmio_write(register, value);
+        }
+    }
 }
 
 /// Gives every base address register an address and every pin its interrupt line.

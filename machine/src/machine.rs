@@ -72,9 +72,10 @@ impl Loop {
     }
 
     fn drain(&self) {
+        // The flag first: who wakes us from here on writes to the descriptor again.
+        self.woken.store(false, Ordering::SeqCst);
         let mut buf = [0; 8];
         let _ = rustix::io::read(&self.wake, &mut buf);
-        self.woken.store(false, Ordering::SeqCst);
     }
 
     fn exit(&self, code: i32) {

@@ -1,0 +1,91 @@
+//! Which engine runs the guest: the list of those built in, and the choice among what the user asked for.
+//!
+//! The list is passed along, not a static: nothing below `cli` knows it. A choice that falls back says so in one
+//! line; an engine asked for alone never falls back.
+
+use anura_accel::Accelerator;
+use anura_accel_tcg::Interp;
+use anura_machine::config::{AccelConfig, MachineConfig};
+
+/// All engines of this build, best first.
+pub fn built_in() -> Vec<Box<dyn Accelerator>> {
+    vec![Box::new(Interp)]
+}
+
+/// Names that stand for an engine of ours.
+fn canonical(name: &str) -> &str {
+    match name {
+        // QEMU's word for a software engine.
+        "tcg" => "interp",
+        name => name,
+    }
+}
+
+/// Picks the engine for `config`; a fall-back or a choice of our own is announced through `say`.
+pub fn choose(
+    config: &MachineConfig,
+    engines: Vec<Box<dyn Accelerator>>,
+    say: &mut dyn FnMut(String),
+) -> Result<Box<dyn Accelerator>, String> {
+    let names: Vec<_> = engines.iter().map(|e| e.name()).collect();
+    let asked: Vec<AccelConfig> = match config.accel.as_slice() {
+        [] => names.iter().map(|name| AccelConfig::named(*name)).collect(),
+        asked => asked.to_vec(),
+    };
+    let mut engines: Vec<Option<Box<dyn Accelerator>>> = engines.into_iter().map(Some).collect();
+    let mut refused = Vec::new();
+    for accel in &asked {
+        let found = engines.iter_mut().find(|e| e.as_ref().is_some_and(|e| e.name() == canonical(&accel.name)));
+        let Some(slot) = found else {
+            refused.push(format!("-accel {}: not in this build, which has {}", accel.name, names.join(", ")));
+            continue;
+        };
+        let Some(engine) = slot.take() else { continue };
+        match engine.probe() {
+            Err(why) => refused.push(format!("-accel {}: {why}", accel.name)),
+            Ok(_) => {
+                if !refused.is_empty() {
+                    say(format!("{}; falling back to {}", refused.join("; "), accel.name));
+                } else if config.accel.is_empty() {
+                    say(format!("engine {}: the only one in this build", engine.name()));
+                }
+                return Ok(engine);
+            }
+        }
+    }
+    Err(refused.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pick(names: &[&str]) -> (Result<&'static str, String>, Vec<String>) {
+        let config =
+            MachineConfig { accel: names.iter().map(|n| AccelConfig::named(*n)).collect(), ..Default::default() };
+        let mut said = Vec::new();
+        let result = choose(&config, built_in(), &mut |line| said.push(line)).map(|e| e.name());
+        (result, said)
+    }
+
+    #[test]
+    fn an_engine_that_is_there_is_taken_silently() {
+        assert_eq!(pick(&["interp"]), (Ok("interp"), vec![]));
+        assert_eq!(pick(&["tcg"]), (Ok("interp"), vec![]));
+    }
+
+    #[test]
+    fn a_fall_back_is_announced_and_a_lone_engine_never_falls_back() {
+        let (engine, said) = pick(&["xen", "tcg"]);
+        assert_eq!(engine, Ok("interp"));
+        assert!(said.len() == 1 && said[0].contains("-accel xen") && said[0].contains("falling back to tcg"));
+        let (engine, _) = pick(&["xen"]);
+        assert!(engine.unwrap_err().contains("interp"), "the way out is named");
+    }
+
+    #[test]
+    fn a_choice_of_our_own_is_said() {
+        let (engine, said) = pick(&[]);
+        assert_eq!((engine, said.len()), (Ok("interp"), 1));
+    }
+}
