@@ -406,6 +406,19 @@ impl Chardev {
         self.0.inner.lock().backend.ring_read(max)
     }
 
+    /// Ends the stream: what waits is sent if it can be at once, the terminal is restored, sockets and
+    /// links go away, front ends are let go of. Front ends own their line and the line owns them, so a
+    /// chardev that is not closed lives as long as the process.
+    pub fn close(&self) {
+        self.drain(Duration::from_millis(100));
+        let mut inner = self.0.inner.lock();
+        let old = std::mem::replace(&mut inner.backend, Box::new(Null("null")));
+        let frontends: Vec<_> = inner.slots.iter_mut().filter_map(|s| s.frontend.take()).collect();
+        drop(inner);
+        // Their destructors may come back to us.
+        drop((old, frontends));
+    }
+
     /// Waits, for at most `limit`, until all output has left.
     pub fn drain(&self, limit: Duration) {
         let end = Instant::now() + limit;
@@ -526,6 +539,13 @@ impl CharBackend {
     /// The chardev, if there is one.
     pub fn chardev(&self) -> Option<&Chardev> {
         self.0.as_ref().map(|(c, _)| c)
+    }
+
+    /// Whether input comes to this front end: always, but for one of several on a multiplexer.
+    pub fn has_focus(&self) -> bool {
+        self.0
+            .as_ref()
+            .is_some_and(|(c, slot)| c.0.inner.lock().mux.as_ref().is_none_or(|m| m.focus == *slot))
     }
 
     /// Says who takes the input. A stream that is connected already tells it so at once.

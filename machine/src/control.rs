@@ -7,6 +7,9 @@ use anura_memory::{AddressSpace, MemoryMap, RamBlock};
 use anura_x86::CpuState;
 use std::sync::Arc;
 
+/// The version of QEMU whose interfaces we keep to: programs choose by it what they ask for.
+pub const QEMU_VERSION: &str = "9.2.0";
+
 /// States of a machine, by QMP's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunState {

@@ -25,7 +25,7 @@ impl KeyValues {
         let mut pairs = Vec::new();
         for (i, (item, equals)) in split(text).into_iter().enumerate() {
             let pair = match (equals, implied) {
-                (Some(at), _) if at == 0 => return Err(format!("Expected a name before '{item}'")),
+                (Some(0), _) => return Err(format!("Expected a name before '{item}'")),
                 (Some(at), _) => (item[..at].to_owned(), item[at + 1..].to_owned()),
                 (None, Some(key)) if i == 0 => (key.to_owned(), item),
                 (None, _) if item.is_empty() => continue,

@@ -193,7 +193,7 @@ pub(crate) fn acpitable(b: &mut Builder, kv: &mut KeyValues) -> Res {
         }
     }
     let data: Vec<PathBuf> = data.iter().flat_map(|d| d.split(':')).map(Into::into).collect();
-    if file.is_some() == !data.is_empty() {
+    if file.is_some() != data.is_empty() {
         return Err("'-acpitable' requires one of 'data' or 'file'".into());
     }
     b.config.acpi_tables.push(AcpiTable { file: file.map(Into::into), data, fields });
