@@ -248,7 +248,7 @@ impl<'a> Builder<'a> {
 
     /// The linear address of the memory operand, checked against its segment for `bytes` bytes.
     pub fn address(&mut self, bytes: u32, write: bool) -> Ref {
-        let seg = seg_number(self.i.memory_segment());
+        let seg = self.segment();
         if self.seg_checked(seg, write) {
             let off = self.block.temp();
             self.offset(off);
@@ -262,7 +262,7 @@ impl<'a> Builder<'a> {
 
     /// Like [`Builder::address`] with an offset added to the effective offset before wrapping.
     pub fn address_plus(&mut self, plus: Ref, bytes: u32, write: bool) -> Ref {
-        let seg = seg_number(self.i.memory_segment());
+        let seg = self.segment();
         let ty = self.address_ty();
         let off = self.block.temp();
         self.offset(off);
@@ -291,9 +291,29 @@ impl<'a> Builder<'a> {
         dst
     }
 
+    /// The segment of the memory operand. In 64-bit code only FS and GS can be chosen by prefix; for the others it is
+    /// the base register that says whether a bad address is #SS.
+    pub fn segment(&self) -> u8 {
+        if !self.is64() {
+            return seg_number(self.i.memory_segment());
+        }
+        match self.i.segment_prefix() {
+            Register::FS => 4,
+            Register::GS => 5,
+            _ if matches!(
+                self.i.memory_base(),
+                Register::RSP | Register::RBP | Register::ESP | Register::EBP
+            ) =>
+            {
+                2
+            }
+            _ => 3,
+        }
+    }
+
     /// Attributes for accesses made by the memory operand.
     pub fn mem_attr(&self) -> u8 {
-        let stack = self.i.memory_segment() == Register::SS;
+        let stack = self.segment() == 2;
         let lock = self.i.has_lock_prefix();
         (if stack { Attr::STACK } else { 0 }) | (if lock { Attr::LOCK } else { 0 })
     }
@@ -390,7 +410,8 @@ impl<'a> Builder<'a> {
     pub fn helper(&mut self, call: Call, a: Ref, b: Ref, c: Ref) {
         self.block.calls.push(call);
         let imm = self.block.calls.len() as u32 - 1;
-        self.push(Op { a, b, c, imm, ..Op::new(Opcode::Helper, Ty::I64) });
+        let attr = Attr(if self.has_mem() && self.segment() == 2 { Attr::STACK } else { 0 });
+        self.push(Op { a, b, c, imm, attr, ..Op::new(Opcode::Helper, Ty::I64) });
     }
 
     /// Keeps the instruction as bytes; `a` is the address of its memory operand.

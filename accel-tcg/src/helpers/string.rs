@@ -100,8 +100,14 @@ impl Run<'_> {
             }
             CMPS => {
                 let (s, d) = (self.source(cpu)?, self.dest(cpu, false)?);
+                // AMD reads the destination first, which shows in which of two faults is taken.
+                let amd = !cpu.vm.config.model.is_intel();
+                let early = if amd { Some(cpu.read_sized(d, size, View::Data)?) } else { None };
                 let x = cpu.read_sized(s, size, View::Data)?;
-                let y = cpu.read_sized(d, size, View::Data)?;
+                let y = match early {
+                    Some(y) => y,
+                    None => cpu.read_sized(d, size, View::Data)?,
+                };
                 self.compare(cpu, x, y);
                 self.advance(cpu, RSI, 1);
                 self.advance(cpu, RDI, 1);
@@ -209,7 +215,7 @@ pub fn string(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     }
     let count = cpu.env.gpr[RCX] & mask;
     if count == 0 {
-        if a.asize == 4 && cpu.env.is_64bit() {
+        if a.asize == 4 && cpu.env.is_64bit() && cpu.vm.config.model.is_intel() {
             cpu.env.put_gpr(1, 4, 0);
         }
         return Ok(Flow::Next);

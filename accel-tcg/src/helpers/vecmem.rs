@@ -81,29 +81,34 @@ pub fn vector_memory(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         _ => (ymm(cpu, s.mask), ymm(cpu, a.reg)),
     };
     let on = |mask: &[u8; 32], at: usize| mask[at + e - 1] & 0x80 != 0;
+    let view = if a.mem { View::Stack } else { View::Data };
+    if s.kind == BYTES_MMX {
+        // Like every MMX instruction, and even if it faults: the stack's top is register 0 and all are in use.
+        let top = usize::from(cpu.env.fpu.fsw() >> 11 & 7);
+        cpu.env.fpu.bytes[32..160].rotate_right(top * 16);
+        let fsw = cpu.env.fpu.fsw() & !0x3800;
+        cpu.env.fpu.set_fsw(fsw);
+        cpu.env.fpu.bytes[4] = 0xff;
+    }
+    if matches!(s.kind, BYTES | BYTES_MMX) && !cpu.vm.config.model.is_intel() {
+        // AMD checks all bytes, selected or not.
+        cpu.probe_write(a.a, len, view)?;
+    }
     let wrap = |v: u64| if a.asize == 4 { v & 0xffff_ffff } else { v };
     match s.kind {
         LOAD => {
             let mut out = [0; 32];
             for at in (0..len).step_by(e).filter(|at| on(&mask, *at)) {
-                cpu.load(wrap(a.a.wrapping_add(at as u64)), &mut out[at..at + e], View::Data)?;
+                cpu.load(wrap(a.a.wrapping_add(at as u64)), &mut out[at..at + e], view)?;
             }
             set_ymm(cpu, a.reg, &out);
         }
         STORE | BYTES | BYTES_MMX => {
             for at in (0..len).step_by(e).filter(|at| on(&mask, *at)) {
-                cpu.probe_write(wrap(a.a.wrapping_add(at as u64)), e, View::Data)?;
+                cpu.probe_write(wrap(a.a.wrapping_add(at as u64)), e, view)?;
             }
             for at in (0..len).step_by(e).filter(|at| on(&mask, *at)) {
-                cpu.store(wrap(a.a.wrapping_add(at as u64)), &data[at..at + e], View::Data)?;
-            }
-            if s.kind == BYTES_MMX {
-                // Like every MMX instruction: the stack's top is register 0 and all are in use.
-                let top = usize::from(cpu.env.fpu.fsw() >> 11 & 7);
-                cpu.env.fpu.bytes[32..160].rotate_right(top * 16);
-                let fsw = cpu.env.fpu.fsw() & !0x3800;
-                cpu.env.fpu.set_fsw(fsw);
-                cpu.env.fpu.bytes[4] = 0xff;
+                cpu.store(wrap(a.a.wrapping_add(at as u64)), &data[at..at + e], view)?;
             }
         }
         _ => {
@@ -126,7 +131,7 @@ pub fn vector_memory(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
                 };
                 let va = wrap(a.a.wrapping_add((i << (scale & 3)) as u64));
                 let mut value = [0; 8];
-                if let Err(f) = cpu.load(va, &mut value[..e], View::Data) {
+                if let Err(f) = cpu.load(va, &mut value[..e], view) {
                     // What is done stays done and is not done again.
                     set_ymm(cpu, a.reg, &data);
                     set_ymm(cpu, s.mask, &mask);

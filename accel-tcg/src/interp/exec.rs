@@ -399,15 +399,17 @@ pub(super) unsafe fn double<const RIGHT: bool, T: Int, S: Src, const F: bool>(
         let bits = T::BITS;
         let mut r = T::of(a);
         if n != 0 {
-            // Three operands deep, so that counts above 16 of 16-bit operands shift the destination in again.
+            // Three operands deep: for counts above 16 of 16-bit operands Intel shifts the destination in again, AMD
+            // the filler.
             let (x, y) = (u128::from(a), u128::from(fill));
+            let again = if bits == 16 && n > 16 && !cpu.vm.config.model.is_intel() { y } else { x };
             let cf;
             if RIGHT {
-                let v = x | y << bits | if bits == 16 { x << 32 } else { 0 };
+                let v = x | y << bits | if bits == 16 { again << 32 } else { 0 };
                 r = T::of((v >> n) as u64);
                 cf = v >> (n - 1) & 1 != 0;
             } else if bits == 16 {
-                let v = x << 32 | y << 16 | x;
+                let v = x << 32 | y << 16 | again;
                 r = T::of((v << n >> 32) as u64);
                 cf = v << (n - 1) >> 47 & 1 != 0;
             } else {
@@ -417,6 +419,7 @@ pub(super) unsafe fn double<const RIGHT: bool, T: Int, S: Src, const F: bool>(
             }
             if F {
                 let sign = |v: u64| v >> (bits - 1) & 1 != 0;
+                let cf = cf && (n <= bits || cpu.vm.config.model.is_intel());
                 let of = if RIGHT { sign(r.u()) != sign(r.u() << 1) } else { sign(r.u()) != cf };
                 shift_flags(&mut cpu.env, r, cf, of);
             }
@@ -1041,7 +1044,15 @@ pub(super) unsafe fn helper(cpu: &mut Cpu, op: Next) -> Next {
                 if wants_out(cpu) { after_slow(cpu, op) } else { op.add(1) }
             }
             Ok(flow) => end(cpu, flow, args.next_rip, done),
-            Err(f) => fault(cpu, op, f),
+            Err(f) => {
+                // Helpers do not know by which segment their operand was addressed.
+                let stack = o.y as u8 & crate::ir::Attr::STACK != 0;
+                use crate::ir::Help;
+                let privileged = matches!(site.help, Help::Lgdt | Help::Lidt | Help::Invlpg | Help::Invpcid);
+                let stack = stack && !(privileged && cpu.env.cpl() != 0);
+                let bad = ((args.a as i64) << 16 >> 16) as u64 != args.a;
+                fault(cpu, op, if stack && bad && f == Fault::GP0 { Fault::SS0 } else { f })
+            }
         }
     }
 }

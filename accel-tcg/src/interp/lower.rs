@@ -696,7 +696,7 @@ impl Lower<'_> {
             Opcode::Helper => {
                 let [a, b, c] = [o.a, o.b, o.c].map(|r| self.slot(r, Ty::I64));
                 let imm = (&raw const self.sites[o.imm as usize]) as u64;
-                let t = T0 { a, b, c, imm, ..self.blank() };
+                let t = T0 { a, b, c, imm, y: o.attr.0.into(), ..self.blank() };
                 self.emit(x::helper, t);
             }
             Opcode::X86 => {

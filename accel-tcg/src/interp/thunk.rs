@@ -59,6 +59,8 @@ pub(crate) struct Opaque {
     waits: bool,
     control: bool,
     flags: bool,
+    /// Reads the status flags.
+    flags_in: bool,
     /// Guest register for each of the host's three, and whether it is written back.
     gpr: [Option<(u8, bool)>; 3],
 }
@@ -305,6 +307,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         waits: false,
         control: false,
         flags: false,
+        flags_in: false,
         gpr: [None; 3],
     };
     let Ok(i) = crate::frontend::decode::decode(bytes, 0, mode, &crate::frontend::effects::Features::all())
@@ -353,15 +356,19 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
             }
         } else if r.is_gpr() {
             let full = crate::frontend::gpr_ref(r.full_register()).0 as u8;
-            let address = r.full_register() == i.memory_base().full_register()
-                || r.full_register() == i.memory_index().full_register();
-            if p.reg == Some(full) {
-                o.gpr[1] = Some((full, writes));
+            // An explicit operand has its place by ModRM; what else is used is implicit (or part of the address, and
+            // then does no harm).
+            let place = if p.reg == Some(full) {
+                1
             } else if p.rm == Some(full) {
-                o.gpr[2] = Some((full, writes));
-            } else if full < 3 && (writes || !address) {
-                o.gpr[full as usize] = Some((full, writes));
-            }
+                2
+            } else if full < 3 && !(p.reg.is_some() && full == 1) && !(p.rm.is_some() && full == 2) {
+                full as usize
+            } else {
+                continue;
+            };
+            let before = o.gpr[place].is_some_and(|(_, w)| w);
+            o.gpr[place] = Some((full, writes || before));
         }
     }
     if i.mnemonic() == Vzeroupper || i.mnemonic() == Vzeroall {
@@ -369,9 +376,16 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     }
     // The decoder also counts the condition bits of the x87 here.
     o.flags = i.rflags_modified() & STATUS_BITS != 0;
+    o.flags_in = i.rflags_read() & STATUS_BITS != 0;
     let Some(arena) = arena else { return o };
     let mut id = p.bytes.clone();
-    id.push(u8::from(vex) | u8::from(o.x87) << 1 | u8::from(o.mxcsr) << 2 | u8::from(o.flags) << 3);
+    id.push(
+        u8::from(vex)
+            | u8::from(o.x87) << 1
+            | u8::from(o.mxcsr) << 2
+            | u8::from(o.flags) << 3
+            | u8::from(o.flags_in) << 4,
+    );
     if let Some(e) = arena.known.get(&id) {
         o.entry = Some(*e);
         return o;
@@ -414,6 +428,9 @@ fn emit(insn: &[u8], o: &Opaque, vectors: u16, stores: u16, vex: bool) -> Vec<u8
         if g.is_some() {
             dynasm!(a; .arch x64; mov Rq(n as u8), [r12 + GPR + n as i32 * 8]);
         }
+    }
+    if o.flags_in {
+        dynasm!(a; .arch x64; push QWORD [r12 + FLAGS]; popfq);
     }
     a.extend(insn);
     for (n, g) in o.gpr.iter().enumerate() {
@@ -526,6 +543,9 @@ fn attempt(
             if let Some((r, _)) = g {
                 (*c).gpr[n] = cpu.env.gpr[*r as usize & 15];
             }
+        }
+        if t.flags_in {
+            (*c).flags = flags::get(&cpu.env) | 0x202;
         }
         let fpx = cpu.env.mode_key & key::FPX != 0;
         let saved = if fpx { Some(cpu.env.fpu.clone()) } else { None };

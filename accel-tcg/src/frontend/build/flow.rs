@@ -136,8 +136,21 @@ pub(super) fn call(b: &mut Builder<'_>) {
     let next = b.k(ty, next);
     if b.i.flow_control() == FlowControl::IndirectCall {
         let v = b.read_as(0, ty);
-        let t = computed(b, ty, v);
-        stack::push_value(b, ty, next);
+        if !b.features.amd || !b.is64() {
+            let t = computed(b, ty, v);
+            stack::push_value(b, ty, next);
+            return jump_to(b, t);
+        }
+        // AMD checks the stack before it looks at the target.
+        let t = b.block.temp();
+        b.convert(Opcode::Zext, Ty::I64, ty, t, v);
+        let n = ty.bytes() as i32;
+        let a = stack::at(b, -n, ty.bytes(), true);
+        let old = b.block.temp();
+        b.push(Op { dst: old, a, attr: Attr(Attr::STACK), ..Op::new(Opcode::LdW, ty) });
+        check(b, t);
+        b.store(ty, a, next, Attr::STACK);
+        stack::adjust(b, -n);
         return jump_to(b, t);
     }
     let t = near_target(b);

@@ -136,9 +136,10 @@ pub fn instruction(b: &mut Builder<'_>) {
             | Cmovo | Cmovp | Cmovs => mov::cmov;
         Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto | Setp
             | Sets => mov::set;
-        Nop | Reservednop | Endbr64 | Endbr32 | Prefetch | Prefetchw | Prefetchwt1 | Prefetchnta | Prefetcht0
+        Reservednop => mov::reserved_nop;
+        Nop | Endbr64 | Endbr32 | Prefetch | Prefetchw | Prefetchwt1 | Prefetchnta | Prefetcht0
             | Prefetcht1 | Prefetcht2 | Mfence | Lfence | Sfence => mov::nop;
-        Rdsspd | Rdsspq => mov::nop;
+        Rdsspd | Rdsspq | Cldemote => mov::nop;
         Pause => mov::pause;
 
         Push => stack::push;
@@ -223,7 +224,7 @@ pub fn instruction(b: &mut Builder<'_>) {
         Bound => system::bound;
         Invlpg => system::invlpg;
         Invpcid => system::invpcid;
-        Clflush | Clflushopt | Clwb | Cldemote => system::clflush;
+        Clflush | Clflushopt | Clwb => system::clflush;
         In => system::input;
         Out => system::output;
         Fxsave | Fxsave64 => system::area [Help::Fxsave, 0, 512];

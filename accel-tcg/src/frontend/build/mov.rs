@@ -103,7 +103,7 @@ pub(super) fn xlat(b: &mut Builder<'_>) {
     let al = b.block.temp();
     b.convert(Opcode::Zext, ty, Ty::I8, al, RAX);
     let off = b.op_t(Opcode::Add, ty, Ref::gpr(3), al, false);
-    let seg = seg_number(b.i.memory_segment());
+    let seg = b.segment();
     let a = b.linear(seg, off, 1, false);
     let attr = Attr(b.mem_attr());
     b.push(Op { dst: RAX, a, attr, ..Op::new(Opcode::Ld, Ty::I8) });
@@ -152,7 +152,27 @@ pub(super) fn set(b: &mut Builder<'_>) {
 
 pub(super) fn nop(_: &mut Builder<'_>) {}
 
+/// 0F 0D with a register operand is undefined on AMD's processors.
+pub(super) fn reserved_nop(b: &mut Builder<'_>) {
+    use iced_x86::Code::*;
+    let prefetch = matches!(
+        b.i.code(),
+        Reservednop_rm16_r16_0F0D | Reservednop_rm32_r32_0F0D | Reservednop_rm64_r64_0F0D
+    );
+    if prefetch && b.features.amd && !b.has_mem() {
+        b.ud();
+    }
+}
+
 pub(super) fn pause(b: &mut Builder<'_>) {
+    // With REX.B it is XCHG of R8, the prefix meaning nothing.
+    let n = b.i.len();
+    if b.is64() && n >= 2 && b.bytes[n - 2] & 0xf1 == 0x41 {
+        let ty = Ty::from_bytes(b.operand_size().into()).unwrap_or(Ty::I32);
+        let t = b.op_t(Opcode::Mov, ty, RAX, Ref::NONE, false);
+        b.mov(ty, RAX, Ref::gpr(8));
+        return b.mov(ty, Ref::gpr(8), t);
+    }
     let call = b.call(Help::Pause);
     b.helper(call, Ref::NONE, Ref::NONE, Ref::NONE);
     b.end_after = true;

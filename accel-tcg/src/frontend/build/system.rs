@@ -1,8 +1,9 @@
 //! Instructions whose work is a helper's.
 
 use crate::frontend::{Builder, RAX, RDX, gpr_ref};
-use crate::ir::{Help, Opcode, Ref, Ty};
+use crate::ir::{Attr, Help, Opcode, Ref, Ty};
 use crate::mode::key;
+use anura_x86::regs::vector::GP;
 use iced_x86::{OpKind, Register};
 
 const NONE: Ref = Ref::NONE;
@@ -61,6 +62,10 @@ pub(super) fn table(b: &mut Builder<'_>, id: Help, store: bool) {
 pub(super) fn selector(b: &mut Builder<'_>, id: Help) {
     if id != Help::Lmsw && !b.has(key::PROT) {
         return b.ud();
+    }
+    // Privilege comes before the operand.
+    if matches!(id, Help::Lldt | Help::Ltr | Help::Lmsw) && b.has(key::CPL) {
+        return b.raise(GP, true);
     }
     let v = b.read_as(0, Ty::I16);
     let call = b.call(id);
@@ -129,7 +134,7 @@ pub(super) fn invlpg(b: &mut Builder<'_>) {
     // The address is not accessed, so it is not checked against its segment.
     let off = b.block.temp();
     b.offset(off);
-    let seg = crate::frontend::seg_number(b.i.memory_segment());
+    let seg = b.segment();
     let base = b.seg_base(seg);
     let a = if base == NONE {
         off
@@ -152,6 +157,11 @@ pub(super) fn invpcid(b: &mut Builder<'_>) {
 pub(super) fn clflush(b: &mut Builder<'_>) {
     // Checked like a byte load, otherwise without effect.
     let a = b.address(1, false);
+    let attr = b.mem_attr();
+    if attr & Attr::STACK != 0 {
+        // For its fault.
+        b.load(Ty::I8, a, Attr::STACK);
+    }
     let call = b.call(Help::Clflush);
     b.helper(call, a, NONE, NONE);
 }

@@ -40,16 +40,32 @@ fn aligned(b: &Builder<'_>) -> bool {
     match b.i.encoding() {
         EncodingKind::Legacy => {
             size == 16
-                && unit(&b.i) == Unit::Sse
+                && matches!(unit(&b.i), Unit::Sse | Unit::Mmx)
                 && !matches!(
                     b.i.mnemonic(),
-                    Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm
+                    Movups
+                        | Movupd
+                        | Movdqu
+                        | Lddqu
+                        | Pcmpestri
+                        | Pcmpestrm
+                        | Pcmpestri64
+                        | Pcmpestrm64
+                        | Pcmpistri
+                        | Pcmpistrm
                 )
+                && !(b.features.amd && sha(b.i.mnemonic()))
         }
         _ => {
             matches!(b.i.mnemonic(), Vmovaps | Vmovapd | Vmovdqa | Vmovntdq | Vmovntdqa | Vmovntpd | Vmovntps)
         }
     }
+}
+
+/// AMD's processors do not ask for alignment here.
+fn sha(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Sha1msg1 | Sha1msg2 | Sha1nexte | Sha1rnds4 | Sha256msg1 | Sha256msg2 | Sha256rnds2)
 }
 
 /// An instruction kept as bytes, if it is one that the host may run.
@@ -86,6 +102,7 @@ fn element_wise(b: &mut Builder<'_>, shape: Shape, reg: u8, a: Ref) {
     call.reg = reg;
     call.asize = b.address_ty().bytes() as u8;
     call.imm = shape.pack();
+    call.mem = b.segment() == 2;
     b.helper(call, a, Ref::NONE, Ref::NONE);
 }
 
@@ -142,7 +159,10 @@ pub(super) fn mask_bytes(b: &mut Builder<'_>) {
     b.push(Op { dst: off, a: Ref::gpr(7), ..Op::new(Opcode::Ea, ty) });
     let (kind, vector) =
         if b.i.op_register(1).is_mm() { (vecmem::BYTES_MMX, 8) } else { (vecmem::BYTES, 16) };
-    let seg = crate::frontend::seg_number(b.i.memory_segment());
+    let seg = match b.i.segment_prefix() {
+        iced_x86::Register::None => 3,
+        r => crate::frontend::seg_number(r),
+    };
     let a = b.linear(seg, off, vector.into(), true);
     let shape = Shape { kind, element: 1, vector, mask: vector_number(b, 2), index: (0, 0, 0) };
     let reg = vector_number(b, 1);
