@@ -184,4 +184,40 @@ mod tests {
         assert_eq!(modes(&tty), before);
         drop(raw);
     }
+
+    const CHILD: &str = "ANURA_TEST_TERMINAL_CHILD";
+
+    /// Not a test of its own: what the next test runs in a process that dies.
+    #[test]
+    fn a_child_takes_the_terminal_and_dies() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).unwrap();
+        let _raw = RawMode::enter(&Arc::new(stdin), false).unwrap();
+        println!("raw");
+        let me = rustix::process::getpid();
+        rustix::process::kill_process(me, rustix::process::Signal::KILL).unwrap();
+    }
+
+    #[test]
+    fn the_terminal_is_restored_even_when_the_process_is_killed() {
+        let (_master, tty) = pseudo_terminal();
+        let before = modes(&tty);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "terminal::tests::a_child_takes_the_terminal_and_dies", "--nocapture"])
+            .env(CHILD, "1")
+            .stdin(Stdio::from(tty.try_clone().unwrap()))
+            .output()
+            .unwrap();
+        assert!(!child.status.success() && String::from_utf8_lossy(&child.stdout).contains("raw"));
+        // The helper needs a moment; a terminal that stays raw fails after a long one.
+        for _ in 0..500 {
+            if modes(&tty) == before {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("the terminal is still raw");
+    }
 }

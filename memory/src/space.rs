@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anura_vmcore::{Requester, Width};
+use anura_vmcore::{Requester, Width, trace_event};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
@@ -154,6 +154,7 @@ impl AddressSpace {
         if old.ranges() == new.ranges() {
             return;
         }
+        trace_event!(flatview_new, "space {} ranges {}", self.name(), new.ranges().len());
         let new = Arc::new(new);
         let listeners = self.inner.listeners.lock().clone();
         let (removed, added) = differences(old.ranges(), new.ranges());

@@ -270,7 +270,7 @@ fn ram_slices_equal_a_linear_model_and_never_leave_a_block() {
     ];
     let mut rng = Rng(0x1234_5678_9abc_def1);
     let mut hits = 0;
-    for _ in 0..300_000 {
+    for _ in 0..10_000_000 {
         let gpa = if rng.below(50) == 0 { rng.next() } else { rng.below(0xb000) };
         let len = match rng.below(8) {
             0 => rng.next(),

@@ -323,3 +323,42 @@ fn a_backing_that_cannot_be_had_says_so_in_one_line() {
         assert!(!err.contains('\n') && !err.ends_with('.'), "{err}");
     }
 }
+
+#[test]
+fn readers_on_other_threads_see_each_transaction_whole() {
+    let map = MemoryMap::new();
+    let root = Region::container("root", u64::MAX);
+    let regions = [1u64, 2].map(|n| {
+        let block = RamBlock::new("bank", 0x2000).unwrap();
+        assert!(block.store(0, Width::W8, n) && block.store(0x1000, Width::W8, n));
+        Region::ram("bank", block)
+    });
+    let mut t = map.transaction();
+    t.add(&root, 0, &regions[0], 0);
+    t.add(&root, 0, &regions[1], 0);
+    t.set_enabled(&regions[1], false);
+    t.commit();
+    let space = map.create_space("memory", &root);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for cached in [false, true] {
+            let (space, done) = (&space, &done);
+            scope.spawn(move || {
+                let mut cache = space.cache();
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let view = if cached { cache.view().clone() } else { space.view() };
+                    let (a, b) = (view.read(0, Width::W8, CPU), view.read(0x1000, Width::W8, CPU));
+                    assert_eq!(a, b, "one view shows one bank");
+                    assert!(a.0 == 1 || a.0 == 2);
+                    assert!(space.read(0, Width::W8, CPU).1.is_ok(), "never neither bank");
+                }
+            });
+        }
+        for i in 0..3000 {
+            let mut t = map.transaction();
+            t.set_enabled(&regions[i % 2], false);
+            t.set_enabled(&regions[(i + 1) % 2], true);
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
