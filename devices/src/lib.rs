@@ -5,9 +5,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod chipset;
 pub mod irq;
-pub mod registry;
+pub mod misc;
 pub mod pci;
+pub mod registry;
 pub mod serial;
 pub mod timer;

@@ -1,0 +1,8 @@
+//! Small board functions and what virtual machines add to a PC.
+
+pub mod debugcon;
+pub mod fw_cfg;
+pub mod i8237;
+pub mod isa_debug_exit;
+pub mod port92;
+pub mod pvpanic;
