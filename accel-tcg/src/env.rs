@@ -128,6 +128,10 @@ impl Fault {
     pub const DE: Self = Self::new(vector::DE);
     /// #GP(0).
     pub const GP0: Self = Self::with_error(vector::GP, 0);
+    /// #GP(0) for an address of data that is not canonical; kept apart since it is #SS(0) if the segment is SS.
+    pub const fn not_canonical(va: u64) -> Self {
+        Self { cr2: va, ..Self::GP0 }
+    }
     /// #SS(0).
     pub const SS0: Self = Self::with_error(vector::SS, 0);
     /// #GP with a selector error code.

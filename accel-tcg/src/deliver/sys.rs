@@ -105,11 +105,14 @@ pub fn sysenter(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
 pub fn sysexit(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let intel = cpu.vm.config.model.is_intel();
     let env = &mut cpu.env;
+    if env.cpl() != 0 {
+        return Err(Fault::GP0);
+    }
     if env.long_mode() && !intel {
         return Err(Fault::UD);
     }
     let cs = env.msrs.sysenter_cs as u16 & !3;
-    if env.cr0 & cr0::PE == 0 || cs == 0 || env.cpl() != 0 {
+    if env.cr0 & cr0::PE == 0 || cs == 0 {
         return Err(Fault::GP0);
     }
     let (rcx, rdx) = (env.gpr[1], env.gpr[2]);

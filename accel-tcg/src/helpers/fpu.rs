@@ -78,6 +78,7 @@ fn check_mxcsr(image: &[u8; 512]) -> Exec<()> {
 fn restore_x87(fpu: &mut XsaveImage, image: &[u8; 512], wide: bool) {
     fpu.bytes[..24].copy_from_slice(&image[..24]);
     fpu.bytes[5] = 0;
+    fpu.set_fcw(fpu.fcw() & 0x1f3f | 0x40);
     if !wide {
         fpu.bytes[12..16].fill(0);
         fpu.bytes[20..24].fill(0);

@@ -451,7 +451,7 @@ impl Cpu {
             return Ok(Place { phys: 0, host });
         }
         if self.env.long_mode() && !is_canonical(va) {
-            return Err(if view == View::Stack { Fault::SS0 } else { Fault::GP0 });
+            return Err(if view == View::Stack { Fault::SS0 } else { Fault::not_canonical(va) });
         }
         self.refresh_views();
         let want = self.want(view, write);

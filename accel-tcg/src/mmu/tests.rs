@@ -58,9 +58,9 @@ fn cr2_is_the_first_byte_in_the_faulting_page() {
 #[test]
 fn addresses_that_are_not_canonical_fault_by_segment() {
     let (_, mut cpu) = bed(3);
-    assert_eq!(cpu.read_u8(1 << 47, View::Data), Err(Fault::GP0));
+    assert_eq!(cpu.read_u8(1 << 47, View::Data), Err(Fault::not_canonical(1 << 47)));
     assert_eq!(cpu.read_u8(1 << 47, View::Stack), Err(Fault::SS0));
-    assert_eq!(cpu.read_u64(0x7fff_ffff_fffc, View::Data), Err(Fault::GP0));
+    assert_eq!(cpu.read_u64(0x7fff_ffff_fffc, View::Data), Err(Fault::not_canonical(1 << 47)));
     assert_eq!(cpu.read_u32(0x7fff_ffff_fffc, View::Data), Ok(0));
     assert_eq!(cpu.translate_exec(1 << 63 | 1 << 47), Err(Fault::GP0));
 }

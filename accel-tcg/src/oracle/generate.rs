@@ -355,6 +355,15 @@ impl Generator {
                 gpr[n] = taken;
             }
         }
+        // A flag image at the very end of the data could not be kept free of TF.
+        let popf = matches!(i.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq);
+        let end = DATA + 0x3000;
+        if popf && (end - 7..end).contains(&gpr[4]) {
+            return None;
+        }
+        if shift_is_undefined(&i, &gpr) {
+            return None;
+        }
         stack_values(&i, &gpr, &mut patch, taken, r);
         bytes.truncate(len);
         bytes.resize(15, 0);
@@ -368,6 +377,15 @@ impl Generator {
         let bytes: [u8; 15] = bytes.try_into().ok()?;
         Some(Case { encoding, bytes, len, instruction: again, gpr, flags, fp, patch })
     }
+}
+
+/// SHLD and SHRD of 16 bits by more than 16 have no defined result.
+fn shift_is_undefined(i: &Instruction, gpr: &[u64; 16]) -> bool {
+    if !matches!(i.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) || !i.op1_register().is_gpr16() {
+        return false;
+    }
+    let count = if i.op2_kind() == OpKind::Register { gpr[1] as u8 } else { i.immediate8() };
+    count & 31 > 16
 }
 
 /// Whether the instruction of a template becomes an operation that the host runs.
@@ -606,7 +624,7 @@ fn stack_values(
     taken: u64,
     r: &mut Random,
 ) {
-    let Some(offset) = gpr[4].checked_sub(DATA).filter(|o| *o < 0x2ff0) else { return };
+    let Some(offset) = gpr[4].checked_sub(DATA).filter(|o| *o <= 0x2ff8) else { return };
     match i.mnemonic() {
         Mnemonic::Ret if r.chance(80) => *patch = Some((offset as usize, taken)),
         Mnemonic::Popfq | Mnemonic::Popf | Mnemonic::Popfd => {
