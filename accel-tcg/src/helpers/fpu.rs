@@ -6,7 +6,7 @@ use super::{Flow, HelperArgs};
 use crate::env::{Cpu, Env, Exec, Fault};
 use crate::mmu::View;
 use anura_x86::regs::{cr0, cr4, mxcsr, xcr0};
-use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH};
+use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH, is_canonical};
 use anura_x86::{Feature, XsaveImage};
 
 const X87_BYTES: std::ops::Range<usize> = 32..160;
@@ -36,9 +36,7 @@ fn legacy_image(env: &Env, wide: bool) -> [u8; 160] {
 /// FXSAVE to `a`; `size` 8 is the 64-bit form.
 pub fn fxsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     need_fpu(cpu)?;
-    if a.a & 15 != 0 {
-        return Err(Fault::GP0);
-    }
+    need_aligned(cpu, a.a, 16)?;
     cpu.probe_write(a.a, 512, View::Data)?;
     let image = legacy_image(&cpu.env, a.size == 8);
     cpu.store(a.a, &image, View::Data)?;
@@ -52,9 +50,7 @@ pub fn fxsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 /// FXRSTOR from `a`.
 pub fn fxrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     need_fpu(cpu)?;
-    if a.a & 15 != 0 {
-        return Err(Fault::GP0);
-    }
+    need_aligned(cpu, a.a, 16)?;
     let mut image = [0; 512];
     cpu.load(a.a, &mut image, View::Data)?;
     check_mxcsr(&image)?;
@@ -68,6 +64,17 @@ pub fn fxrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 
 fn need_fpu(cpu: &Cpu) -> Exec<()> {
     if cpu.env.cr0 & (cr0::EM | cr0::TS) != 0 { Err(Fault::NM) } else { Ok(()) }
+}
+
+/// #GP(0) unless aligned; an address that is not canonical comes first, since it may be #SS.
+fn need_aligned(cpu: &Cpu, address: u64, to: u64) -> Exec<()> {
+    if cpu.env.long_mode() && !is_canonical(address) {
+        Err(Fault::not_canonical(address))
+    } else if address & (to - 1) != 0 {
+        Err(Fault::GP0)
+    } else {
+        Ok(())
+    }
 }
 
 fn check_mxcsr(image: &[u8; 512]) -> Exec<()> {
@@ -117,7 +124,7 @@ fn need_xsave(cpu: &Cpu, address: u64) -> Exec<()> {
     if cpu.env.cr0 & cr0::TS != 0 {
         return Err(Fault::NM);
     }
-    if address & 63 != 0 { Err(Fault::GP0) } else { Ok(()) }
+    need_aligned(cpu, address, 64)
 }
 
 /// XSAVE, XSAVEOPT, XSAVEC by `reg`; XSAVES is hidden.

@@ -120,6 +120,8 @@ pub fn vector_memory(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
             for k in 0..n {
                 let at = k * e;
                 if !on(&mask, at) {
+                    // Passed all the same: a fault further on shows it.
+                    mask[at..at + e].fill(0);
                     continue;
                 }
                 let mut raw = [0; 8];

@@ -12,7 +12,7 @@ use crate::frontend::decode::decode;
 use crate::frontend::effects::Features;
 use crate::ir::Opcode;
 use crate::mode::key;
-use iced_x86::{Code, ConstantOffsets, Decoder, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, ConstantOffsets, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use std::collections::BTreeMap;
 
 /// A small fast generator (xorshift64*), so that a seed gives the same cases everywhere.
@@ -117,6 +117,8 @@ pub struct Case {
     pub flags: u64,
     /// Which of the prepared vector images it starts with.
     pub fp: usize,
+    /// A vector register to give this value first, for gathers.
+    pub vector: Option<(usize, [u64; 4])>,
     /// Bytes to put into the data before: offset and value.
     pub patch: Option<(usize, u64)>,
 }
@@ -248,6 +250,10 @@ impl Generator {
                 }
                 for reg in 0..8u8 {
                     consider(Template { lead, opcode, modrm: reg << 3 | 1 }, &mut found);
+                    // Gathers need a SIB byte.
+                    if matches!(lead, Lead::Vex { map: 2, .. }) {
+                        consider(Template { lead, opcode, modrm: reg << 3 | 4 }, &mut found);
+                    }
                     for rm in 0..8u8 {
                         consider(Template { lead, opcode, modrm: 0xc0 | reg << 3 | rm }, &mut found);
                     }
@@ -296,7 +302,8 @@ impl Generator {
         if i.code() != e.code || left_out(&i).is_some() {
             return None;
         }
-        let mut decoder = Decoder::with_ip(64, &bytes, rip, 0);
+        let options = if self.features.amd { DecoderOptions::AMD } else { 0 };
+        let mut decoder = Decoder::with_ip(64, &bytes, rip, options);
         let plain = decoder.decode();
         if plain.len() != i.len() {
             return None;
@@ -315,7 +322,9 @@ impl Generator {
                 m = m & 0xf8 | r.below(8) as u8;
             }
         } else {
-            m = m & 0x38 | (r.below(3) as u8) << 6 | r.below(8) as u8;
+            let sib_only = t.modrm & 7 == 4;
+            let rm = if sib_only { 4 } else { r.below(8) as u8 };
+            m = m & 0x38 | (r.below(3) as u8) << 6 | rm;
         }
         m
     }
@@ -375,7 +384,15 @@ impl Generator {
         let df = if r.chance(20) { 0x400 } else { 0 };
         let flags = r.bits() & 0x8d5 | df | 0x202;
         let bytes: [u8; 15] = bytes.try_into().ok()?;
-        Some(Case { encoding, bytes, len, instruction: again, gpr, flags, fp, patch })
+        let vector = i.is_vsib().then(|| {
+            let lane = |r: &mut Random, n: u32| {
+                let v = (r.below(32) as i64 - 16) as u64;
+                if n == 64 { v } else { v & 0xffff_ffff | ((r.below(32) as i64 - 16) as u64) << 32 }
+            };
+            let bits = if i.is_vsib64() { 64 } else { 32 };
+            (i.memory_index().number(), std::array::from_fn(|_| lane(r, bits)))
+        });
+        Some(Case { encoding, bytes, len, instruction: again, gpr, flags, fp, vector, patch })
     }
 }
 
@@ -528,7 +545,7 @@ fn memory(
     if !(0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
         return Some(address);
     }
-    if matches!(i.memory_segment(), Register::FS | Register::GS) || i.is_vsib() {
+    if matches!(i.memory_segment(), Register::FS | Register::GS) {
         return None;
     }
     let (base, index) = (i.memory_base(), i.memory_index());
@@ -554,6 +571,9 @@ fn memory(
     let scale = u64::from(i.memory_index_scale());
     let wrap = |v: u64| if address_size_32 { v & 0xffff_ffff } else { v };
     let junk = if address_size_32 { r.bits() << 32 } else { 0 };
+    if base == Register::None && i.is_vsib() {
+        return None;
+    }
     if base == Register::None {
         // Only an index: solve as well as the scale allows.
         let v = wrap(t.wrapping_sub(displacement)) / scale;
@@ -562,7 +582,7 @@ fn memory(
     }
     let b = number(base)?;
     let mut sum = displacement;
-    if index != Register::None {
+    if index != Register::None && !i.is_vsib() {
         let x = number(index)?;
         if x == b {
             let v = wrap(t.wrapping_sub(displacement)) / (scale + 1);
@@ -610,7 +630,9 @@ fn near_values(
                 }
             }
         }
-        Mnemonic::Ldmxcsr => *patch = Some((offset as usize, r.bits() & 0xffff | 0x1f80)),
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
+            *patch = Some((offset as usize, r.bits() & 0xffff | 0x1f80))
+        }
         Mnemonic::Fldcw => *patch = Some((offset as usize, r.bits() & 0xf00 | 0x7f)),
         _ => {}
     }
