@@ -1047,11 +1047,8 @@ pub(super) unsafe fn helper(cpu: &mut Cpu, op: Next) -> Next {
             Err(f) => {
                 // Helpers do not know by which segment their operand was addressed.
                 let stack = o.y as u8 & crate::ir::Attr::STACK != 0;
-                use crate::ir::Help;
-                let privileged = matches!(site.help, Help::Lgdt | Help::Lidt | Help::Invlpg | Help::Invpcid);
-                let stack = stack && !(privileged && cpu.env.cpl() != 0);
-                let bad = ((args.a as i64) << 16 >> 16) as u64 != args.a;
-                fault(cpu, op, if stack && bad && f == Fault::GP0 { Fault::SS0 } else { f })
+                let far = f.vector == anura_x86::regs::vector::GP && f.cr2 != 0;
+                fault(cpu, op, if stack && far { Fault::SS0 } else { f })
             }
         }
     }
