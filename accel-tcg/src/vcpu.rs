@@ -458,7 +458,8 @@ impl InterpVcpu {
         // Marked before the bytes are read, so that no store between is missed; exact marks follow.
         ram.tracker().mark_code(offset, 1);
         let mut bytes = [0; 0x1000];
-        let first = &mut bytes[..0x1000 - within];
+        // No block is longer than its instructions can be.
+        let first = &mut bytes[..(0x1000 - within).min(max.min(64) * 15)];
         for (i, b) in first.iter_mut().enumerate() {
             // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
             *b = unsafe { page.host.add(within + i).read_volatile() };

@@ -84,11 +84,7 @@ pub fn vector_memory(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let view = if a.mem { View::Stack } else { View::Data };
     if s.kind == BYTES_MMX {
         // Like every MMX instruction, and even if it faults: the stack's top is register 0 and all are in use.
-        let top = usize::from(cpu.env.fpu.fsw() >> 11 & 7);
-        cpu.env.fpu.bytes[32..160].rotate_right(top * 16);
-        let fsw = cpu.env.fpu.fsw() & !0x3800;
-        cpu.env.fpu.set_fsw(fsw);
-        cpu.env.fpu.bytes[4] = 0xff;
+        crate::interp::thunk::enter_mmx(cpu);
     }
     if matches!(s.kind, BYTES | BYTES_MMX) && !cpu.vm.config.model.is_intel() {
         // AMD checks all bytes, selected or not.

@@ -319,7 +319,8 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     let unit = unit(&i);
     let vex = unit == Unit::Avx;
     o.x87 = matches!(unit, Unit::X87 | Unit::Mmx);
-    o.mxcsr = !o.x87 && uses_mxcsr(&i);
+    // Conversions between MMX and SSE registers belong to both.
+    o.mxcsr = unit != Unit::X87 && uses_mxcsr(&i);
     use Mnemonic::*;
     o.control = matches!(
         i.mnemonic(),
@@ -466,6 +467,15 @@ fn emit(insn: &[u8], o: &Opaque, vectors: u16, stores: u16, vex: bool) -> Vec<u8
 
 const HOST_MXCSR: u32 = 0x1f80;
 
+/// What any MMX instruction does to the x87: the top of the stack is register 0, and all are in use.
+pub(crate) fn enter_mmx(cpu: &mut Cpu) {
+    let top = usize::from(cpu.env.fpu.fsw() >> 11 & 7);
+    cpu.env.fpu.bytes[32..160].rotate_right(top * 16);
+    let fsw = cpu.env.fpu.fsw() & !0x3800;
+    cpu.env.fpu.set_fsw(fsw);
+    cpu.env.fpu.bytes[4] = 0xff;
+}
+
 /// Runs the opaque instruction that `imm` points to; slot `a` has its address.
 pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
     // SAFETY: the handler contract; `imm` points into the running block's `thunks` (see `lower`).
@@ -520,12 +530,14 @@ fn attempt(
     unsafe {
         (*c).fpu = cpu.env.fpu.bytes.as_mut_ptr();
         (*c).mxcsr_host = HOST_MXCSR;
+        let fpx = cpu.env.mode_key & key::FPX != 0;
         if len != 0 {
             let buf = std::slice::from_raw_parts_mut((&raw mut (*c).bounce).cast::<u8>(), len);
             if t.write {
                 cpu.probe_write(va, len, view)?;
             }
-            if t.read {
+            // With an unmasked exception an x87 store may not happen at all.
+            if t.read || fpx {
                 match cpu.try_read_ptr(va, len as u64) {
                     Some(p) => ptr::copy_nonoverlapping(p, buf.as_mut_ptr(), len),
                     None => {
@@ -547,17 +559,13 @@ fn attempt(
         if t.flags_in {
             (*c).flags = flags::get(&cpu.env) | 0x202;
         }
-        let fpx = cpu.env.mode_key & key::FPX != 0;
         let saved = if fpx { Some(cpu.env.fpu.clone()) } else { None };
         let mxcsr = cpu.env.fpu.mxcsr();
         if t.mxcsr {
             (*c).mxcsr_in = mxcsr & !0x3f | 0x1f80;
         }
-        let fcw = cpu.env.fpu.fcw();
-        let force = fpx && t.x87 && !t.control;
-        if force {
-            cpu.env.fpu.set_fcw(fcw | 0x3f);
-        }
+        // The x87 runs with the guest's own masks: an unmasked exception is signalled by the next waiting
+        // instruction only, and neither FXSAVE nor FNINIT is one.
         let pointers = [8, 16].map(|at| cpu.env.fpu.u64_at(at));
         entry(c);
         if t.x87 {
@@ -573,18 +581,16 @@ fn attempt(
                 if let Some(s) = saved {
                     cpu.env.fpu = s;
                 }
-                cpu.env.fpu.set_mxcsr(mxcsr | raised);
+                if t.x87 {
+                    enter_mmx(cpu);
+                }
+                // An unmasked exception of the operands ends the instruction before any of the result.
+                let early = raised & 7 & !(mxcsr >> 7) != 0;
+                cpu.env.fpu.set_mxcsr(mxcsr | if early { raised & 7 } else { raised });
                 let os = cpu.env.mode_key & key::OSXMMEXCPT != 0;
                 return Err(if os { Fault::new(vector::XM) } else { Fault::UD });
             }
             cpu.env.fpu.set_mxcsr(mxcsr | raised);
-        }
-        if force {
-            cpu.env.fpu.set_fcw(fcw);
-            let fsw = cpu.env.fpu.fsw();
-            if fsw & 0x3f & !fcw != 0 {
-                cpu.env.fpu.set_fsw(fsw | 0x8080);
-            }
         }
         if t.write && len != 0 {
             let buf = std::slice::from_raw_parts((&raw const (*c).bounce).cast::<u8>(), len);
