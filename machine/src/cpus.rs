@@ -96,13 +96,14 @@ impl Cpus {
     pub fn new(config: CpusConfig) -> std::io::Result<Self> {
         let count = config.vcpus.len();
         let shared = Arc::new(Shared {
-            turns: Mutex::new(Turns {
-                vcpus: config.vcpus,
-                halted: vec![false; count],
-                current: 0,
-                left: 0,
+            turns: Mutex::new(Turns { vcpus: config.vcpus, halted: vec![false; count], current: 0, left: 0 }),
+            control: Mutex::new(Control {
+                running: false,
+                pauses: 0,
+                held: false,
+                quit: false,
+                standing: false,
             }),
-            control: Mutex::new(Control { running: false, pauses: 0, held: false, quit: false, standing: false }),
             changed: Condvar::new(),
             stop: AtomicBool::new(true),
             signals: config.signals,
@@ -255,7 +256,9 @@ impl Shared {
             Some(at) if self.sleep => {
                 let ahead = at.saturating_sub(self.clock.now());
                 std::thread::park_timeout(Duration::from_nanos(ahead));
-                if !self.stop.load(Ordering::SeqCst) && self.signals.iter().all(|s| s.poll.load(Ordering::SeqCst) == 0) {
+                if !self.stop.load(Ordering::SeqCst)
+                    && self.signals.iter().all(|s| s.poll.load(Ordering::SeqCst) == 0)
+                {
                     self.clock.warp_to(at);
                 }
             }
@@ -271,7 +274,8 @@ impl Shared {
             return Outcome::Event(CpuEvent::Request);
         }
         let count = turns.vcpus.len();
-        let awake = |turns: &Turns, n: usize| !turns.halted[n] || self.signals[n].poll.load(Ordering::SeqCst) != 0;
+        let awake =
+            |turns: &Turns, n: usize| !turns.halted[n] || self.signals[n].poll.load(Ordering::SeqCst) != 0;
         let Some(next) = (0..count).map(|i| (turns.current + i) % count).find(|n| awake(turns, *n)) else {
             return Outcome::Idle;
         };

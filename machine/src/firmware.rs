@@ -4,12 +4,25 @@
 //! routed, PCI functions enabled at addresses, power management ports at the place that the ACPI tables name,
 //! memory types set. The choices are those of PC firmware on this chip set.
 
-use anura_vmcore::Width;
-use anura_devices::chipset::{i440fx, piix3, piix4_pm};
-use anura_devices::pci::{PciBus, devfn, reg};
-use anura_x86::CpuState;
+use std::path::Path;
 
+use anura_devices::acpi::Loader;
+use anura_devices::acpi::smbios::{Smbios, SmbiosTables};
+use anura_devices::chipset::{i440fx, piix3, piix4_pm};
+use anura_devices::misc::fw_cfg;
+use anura_devices::pci::{PciBus, devfn, reg};
+use anura_vmcore::Width;
+use anura_x86::{CpuState, Topology};
+
+use crate::config::{AcpiTable, FwCfgData, MachineConfig, SmbiosEntry};
+use crate::error::MachineError;
+use crate::linux::{E820, Piece};
 use crate::pc::Pc;
+
+/// Where a direct boot finds the ACPI root pointer.
+pub const RSDP: u64 = 0xf_5000;
+/// Where a direct boot finds the SMBIOS entry point; the structures follow.
+const SMBIOS: u64 = 0xf_6000;
 
 /// Power management ports.
 pub const PM_BASE: u16 = 0x600;
@@ -113,4 +126,193 @@ pub fn set_up_cpu(pc: &Pc, state: &mut CpuState) {
     let phys = 1u64 << pc.phys_bits;
     state.msrs.mtrr_var[0] = [window, (phys - size) & !0xfff | 1 << 11];
     state.msrs.mtrr_def_type = 1 << 11 | 1 << 10 | WRITE_BACK;
+}
+
+/// Everything that firmware reads through fw_cfg, and that a direct boot finds in memory.
+pub struct Tables {
+    acpi: Option<Loader>,
+    smbios: SmbiosTables,
+    smbios_64: bool,
+}
+
+fn file(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
+    std::fs::read(path).map_err(|source| MachineError::File { option, path: path.into(), source })
+}
+
+impl Tables {
+    /// Makes the tables of `pc` and fills its fw_cfg device.
+    pub fn new(
+        pc: &Pc,
+        config: &MachineConfig,
+        topology: Topology,
+        map: &[E820],
+    ) -> Result<Self, MachineError> {
+        let mut board = pc.acpi.clone();
+        for table in &config.acpi_tables {
+            board.extra.push(acpi_table(table)?);
+        }
+        let (mut overrides, mut extra) = (Vec::new(), Vec::new());
+        for entry in &config.smbios {
+            match entry {
+                SmbiosEntry::File(path) => extra.push(smbios_structure(path)?),
+                SmbiosEntry::Fields { kind, fields } => {
+                    overrides.extend(fields.iter().map(|(name, value)| (*kind, name.clone(), value.clone())));
+                }
+            }
+        }
+        let smbios = Smbios {
+            memory: config.memory.size,
+            sockets: config.smp.cpus.div_ceil(topology.cores * topology.threads).max(1),
+            cores: topology.cores,
+            threads: topology.threads,
+            uuid: config.uuid.as_deref(),
+            overrides: &overrides,
+            extra: &extra,
+        };
+        let tables = Self {
+            acpi: config.board.acpi.then(|| board.tables()),
+            smbios: smbios.tables(),
+            smbios_64: config.board.smbios_entry_point == 64,
+        };
+        tables.publish(pc, config, map)?;
+        Ok(tables)
+    }
+
+    /// Fills the fw_cfg device.
+    fn publish(&self, pc: &Pc, config: &MachineConfig, map: &[E820]) -> Result<(), MachineError> {
+        let mut device = pc.fw_cfg.lock();
+        let word = |n: u64| n.to_le_bytes()[..2].to_vec();
+        device.set(fw_cfg::RAM_SIZE, config.memory.size.to_le_bytes().to_vec());
+        device.set(fw_cfg::NB_CPUS, word(u64::from(config.smp.cpus)));
+        device.set(fw_cfg::MAX_CPUS, word(u64::from(config.smp.max_cpus.max(config.smp.cpus))));
+        device.set(fw_cfg::NOGRAPHIC, word(u64::from(!config.board.graphics)));
+        device.set(fw_cfg::BOOT_MENU, word(u64::from(config.boot.menu == Some(true))));
+        if let Some(uuid) = &config.uuid {
+            let digits: Vec<u8> = uuid.bytes().filter(|b| *b != b'-').collect();
+            let bytes =
+                digits.chunks(2).filter_map(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 16).ok());
+            device.set(fw_cfg::UUID, bytes.collect());
+        }
+        let mut add = |name: &str, bytes: Vec<u8>| {
+            device
+                .add_file(name, bytes)
+                .map_err(|e| MachineError::Config(format!("-fw_cfg name={name}: {e}")))
+        };
+        let ram = map.iter().filter(|range| range.kind == crate::linux::RAM);
+        add(
+            "etc/e820",
+            ram.flat_map(|r| {
+                [&r.start.to_le_bytes()[..], &r.length.to_le_bytes(), &r.kind.to_le_bytes()].concat()
+            })
+            .collect(),
+        )?;
+        // S3 and S4 are not there; S4's sleep type follows.
+        add("etc/system-states", vec![128, 0, 0, 0, 0, 128])?;
+        if let Some(timeout) = config.boot.reboot_timeout {
+            add("etc/boot-fail-wait", (timeout as u32).to_le_bytes().to_vec())?;
+        }
+        if let Some(time) = config.boot.splash_time {
+            add("etc/boot-menu-wait", (time as u16).to_le_bytes().to_vec())?;
+        }
+        if let Some(acpi) = &self.acpi {
+            add("etc/acpi/tables", acpi.blob().to_vec())?;
+            add("etc/acpi/rsdp", acpi.rsdp())?;
+            add("etc/table-loader", acpi.script())?;
+        }
+        add("etc/smbios/smbios-tables", self.smbios.structures.clone())?;
+        add("etc/smbios/smbios-anchor", self.smbios_anchor(0))?;
+        for item in &config.fw_cfg {
+            let bytes = match &item.data {
+                FwCfgData::File(path) => file("-fw_cfg", path)?,
+                FwCfgData::String(text) => text.as_bytes().to_vec(),
+            };
+            add(&item.name, bytes)?;
+        }
+        Ok(())
+    }
+
+    fn smbios_anchor(&self, address: u64) -> Vec<u8> {
+        if self.smbios_64 {
+            self.smbios.entry_point_64(address)
+        } else {
+            self.smbios.entry_point(address as u32)
+        }
+    }
+
+    /// The tables where a direct boot finds them: root pointers in the F segment, the rest at `base` and up.
+    pub fn pieces(&self, base: u64) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let mut next = base;
+        if let Some(acpi) = &self.acpi {
+            let (blob, rsdp) = acpi.place(base as u32);
+            next += (blob.len() as u64).next_multiple_of(64);
+            pieces.push(Piece { address: base, bytes: blob });
+            pieces.push(Piece { address: RSDP, bytes: rsdp });
+        }
+        pieces.push(Piece { address: SMBIOS, bytes: self.smbios_anchor(next) });
+        pieces.push(Piece { address: next, bytes: self.smbios.structures.clone() });
+        pieces
+    }
+
+    /// Address of the ACPI root pointer; 0 without ACPI.
+    pub fn rsdp(&self) -> u64 {
+        if self.acpi.is_some() { RSDP } else { 0 }
+    }
+}
+
+/// A table that the user adds: whole from a file, or files under a header that is made here.
+fn acpi_table(table: &AcpiTable) -> Result<Vec<u8>, MachineError> {
+    let mut bytes = match &table.file {
+        Some(path) => file("-acpitable", path)?,
+        None => {
+            let mut bytes = vec![0; 36];
+            bytes[..4].copy_from_slice(b"ANUR");
+            for path in &table.data {
+                bytes.extend(file("-acpitable", path)?);
+            }
+            bytes
+        }
+    };
+    if bytes.len() < 36 {
+        return Err(MachineError::Config("-acpitable: shorter than a table's header of 36 bytes".into()));
+    }
+    for (name, value) in &table.fields {
+        let (at, len) = match name.as_str() {
+            "sig" => (0, 4),
+            "rev" => (8, 1),
+            "oem_id" => (10, 6),
+            "oem_table_id" => (16, 8),
+            "oem_rev" => (24, 4),
+            "asl_compiler_id" => (28, 4),
+            "asl_compiler_rev" => (32, 4),
+            _ => {
+                return Err(MachineError::Config(format!("-acpitable {name}={value}: no such header field")));
+            }
+        };
+        let new = if matches!(name.as_str(), "rev" | "oem_rev" | "asl_compiler_rev") {
+            let number: u32 = value
+                .parse()
+                .map_err(|_| MachineError::Config(format!("-acpitable {name}={value}: not a number")))?;
+            number.to_le_bytes().to_vec()
+        } else {
+            value.as_bytes().to_vec()
+        };
+        let field = &mut bytes[at..at + len];
+        field.fill(0);
+        field.iter_mut().zip(new).for_each(|(to, from)| *to = from);
+    }
+    let length = bytes.len() as u32;
+    bytes[4..8].copy_from_slice(&length.to_le_bytes());
+    Ok(bytes)
+}
+
+/// A structure from a file, which must be whole.
+fn smbios_structure(path: &Path) -> Result<Vec<u8>, MachineError> {
+    let bytes = file("-smbios file=", path)?;
+    let whole = bytes.len() >= 6 && usize::from(bytes[1]) >= 4 && bytes.len() >= usize::from(bytes[1]) + 2;
+    if !whole || !bytes.ends_with(&[0, 0]) {
+        let why = "not a whole SMBIOS structure that ends in two zero bytes".to_owned();
+        return Err(MachineError::Image { option: "-smbios file=", path: path.into(), why });
+    }
+    Ok(bytes)
 }

@@ -101,15 +101,18 @@ pub fn prepare(request: &BootRequest<'_>) -> Result<BootImage, MachineError> {
     };
     image.map_err(|error| match error {
         Bad::Kernel(why) => MachineError::Image { option: "-kernel", path: request.kernel.into(), why },
-        Bad::Initrd(why) => {
-            MachineError::Image { option: "-initrd", path: request.initrd.map(PathBuf::from).unwrap_or_default(), why }
-        }
+        Bad::Initrd(why) => MachineError::Image {
+            option: "-initrd",
+            path: request.initrd.map(PathBuf::from).unwrap_or_default(),
+            why,
+        },
         Bad::Append(why) => MachineError::Config(format!("-append: {why}")),
     })
 }
 
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
-    let bytes = std::fs::read(path).map_err(|source| MachineError::File { option, path: path.into(), source })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| MachineError::File { option, path: path.into(), source })?;
     if bytes.is_empty() {
         return Err(MachineError::Image { option, path: path.into(), why: "the file is empty".into() });
     }
@@ -304,7 +307,9 @@ fn pvh(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) -> Res
                         start.saturating_add(size)
                     )));
                 };
-                let data = segment.data(endian, kernel).map_err(|()| bad("truncated: a segment is not in the file"))?;
+                let data = segment
+                    .data(endian, kernel)
+                    .map_err(|()| bad("truncated: a segment is not in the file"))?;
                 if data.len() as u64 > size {
                     return Err(bad("a segment is longer in the file than in memory"));
                 }
@@ -427,7 +432,11 @@ mod tests {
     }
 
     fn boot(image: &[u8], change: impl FnOnce(&mut BootRequest<'_>)) -> Result<BootImage, String> {
-        let dir = std::env::temp_dir().join(format!("anura-linux-{}-{:?}", std::process::id(), std::thread::current().id()));
+        let dir = std::env::temp_dir().join(format!(
+            "anura-linux-{}-{:?}",
+            std::process::id(),
+            std::thread::current().id()
+        ));
         std::fs::write(&dir, image).unwrap();
         let map = [E820 { start: 0, length: 0x9_fc00, kind: RAM }];
         let mut request = request(&dir, &map);
@@ -446,7 +455,10 @@ mod tests {
         let image = boot(&image(), |_| {}).unwrap();
         assert_eq!(image.entry, Entry::Linux64 { rip: 0x10_0200 });
         let page = piece(&image, ZERO_PAGE);
-        assert_eq!((page[0x1e8], u32_at(page, 0x228), u64_at(page, 0x70)), (1, COMMAND_LINE as u32, 0xf_5000));
+        assert_eq!(
+            (page[0x1e8], u32_at(page, 0x228), u64_at(page, 0x70)),
+            (1, COMMAND_LINE as u32, 0xf_5000)
+        );
         assert_eq!(piece(&image, COMMAND_LINE), b"console=ttyS0\0");
         let mut state = CpuState::reset(0);
         image.set_up(&mut state);

@@ -19,7 +19,10 @@ static ACTIVE: AtomicU32 = AtomicU32::new(0);
 
 /// Whether an item is on.
 pub fn active(item: &str) -> bool {
-    ITEMS.iter().position(|(name, _)| *name == item).is_some_and(|n| ACTIVE.load(Ordering::Relaxed) & 1 << n != 0)
+    ITEMS
+        .iter()
+        .position(|(name, _)| *name == item)
+        .is_some_and(|n| ACTIVE.load(Ordering::Relaxed) & 1 << n != 0)
 }
 
 /// Switches to exactly these items, a comma-separated list; `none` is none of them. The error names what is unknown.

@@ -21,6 +21,7 @@ use crate::config::{MachineConfig, PanicAction, RebootAction, RtcBase, ShutdownA
 use crate::control::{ControlError, RunState};
 use crate::cpus::{CpuEvent, Cpus, CpusConfig};
 use crate::error::MachineError;
+use crate::firmware::Tables;
 use crate::linux::{self, BootImage, BootRequest};
 use crate::pc::{Pc, PcParts, TSC_KHZ};
 use crate::platform::Platform;
@@ -61,7 +62,12 @@ impl Loop {
     fn new() -> Result<Arc<Self>, MachineError> {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|e| MachineError::Host { what: "main loop: eventfd", source: e.into() })?;
-        Ok(Arc::new(Self { wake, events: Mutex::default(), exit: Mutex::new(None), woken: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            wake,
+            events: Mutex::default(),
+            exit: Mutex::new(None),
+            woken: AtomicBool::new(false),
+        }))
     }
 
     fn wake(&self) {
@@ -123,9 +129,11 @@ impl Machine {
     /// Builds the machine that `config` describes on this engine. The vCPUs stand until [`Machine::start`].
     pub fn new(config: MachineConfig, accel: &dyn Accelerator) -> Result<Self, MachineError> {
         trace_event!(init_phase, "configuration");
-        let capabilities = accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
-        let parsed = CpuModel::parse(&config.cpu, &FeatureSet::available())
-            .map_err(|e| MachineError::Config(format!("-cpu {}: {e}; -cpu help lists the models", config.cpu)))?;
+        let capabilities =
+            accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
+        let parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
+            MachineError::Config(format!("-cpu {}: {e}; -cpu help lists the models", config.cpu))
+        })?;
         parsed.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let smp = config.smp;
         let topology = Topology { sockets: smp.sockets, cores: smp.cores * smp.dies, threads: smp.threads };
@@ -201,19 +209,28 @@ impl Machine {
             clock.on_earlier(move || waker.wake());
         }
 
+        trace_event!(init_phase, "firmware");
+        let reserved = TABLES.min(pc.ram.below_4g / 2);
+        let e820 = pc.e820(reserved);
+        let tables = Tables::new(&pc, &config, topology, &e820)?;
         trace_event!(init_phase, "boot");
         let boot = match &config.boot.kernel {
             None => None,
-            Some(kernel) => Some(linux::prepare(&BootRequest {
-                kernel,
-                initrd: config.boot.initrd.as_deref(),
-                command_line: &config.boot.append,
-                low_ram_end: pc.ram.below_4g - TABLES.min(pc.ram.below_4g / 2),
-                map: &pc.e820(TABLES),
-                rsdp: 0,
-                seed: seed(&config),
-                text_screen: false,
-            })?),
+            Some(kernel) => {
+                let low_ram_end = pc.ram.below_4g - reserved;
+                let mut image = linux::prepare(&BootRequest {
+                    kernel,
+                    initrd: config.boot.initrd.as_deref(),
+                    command_line: &config.boot.append,
+                    low_ram_end,
+                    map: &e820,
+                    rsdp: tables.rsdp(),
+                    seed: seed(&config),
+                    text_screen: false,
+                })?;
+                image.pieces.extend(tables.pieces(low_ram_end));
+                Some(image)
+            }
         };
         let state = if config.incoming.is_some() { RunState::Inmigrate } else { RunState::Prelaunch };
         let machine = Self {
@@ -445,7 +462,8 @@ impl Machine {
         if let Some(code) = *inner.loop_.exit.lock() {
             return Some(code);
         }
-        let deadline = inner.pc.clock.next_deadline().filter(|_| real && self.run_state() == RunState::Running);
+        let deadline =
+            inner.pc.clock.next_deadline().filter(|_| real && self.run_state() == RunState::Running);
         let until = deadline.map(|at| Duration::from_nanos(at.saturating_sub(inner.pc.clock.now())));
         let retry = inner.chardevs.iter().filter_map(Chardev::timeout).min();
         let timeout = [until, retry, limit].into_iter().flatten().min();

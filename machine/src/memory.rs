@@ -36,7 +36,9 @@ impl MainMemory {
     pub fn new(config: &MachineConfig, model: &CpuModel) -> Result<Self, MachineError> {
         let size = config.memory.size;
         if size < SMALLEST {
-            return Err(MachineError::Config(format!("-m {size}B: a PC needs at least 1 MiB of memory, for example -m 128M")));
+            return Err(MachineError::Config(format!(
+                "-m {size}B: a PC needs at least 1 MiB of memory, for example -m 128M"
+            )));
         }
         let limit = config.board.max_ram_below_4g;
         let low_limit = limit.unwrap_or(LOW_LIMIT);
@@ -91,7 +93,9 @@ impl MainMemory {
 fn backing(config: &MachineConfig, id: &str, size: u64) -> Result<Backing, MachineError> {
     let found = config.memory_backends.iter().find(|b| b.id == id);
     let Some(backend) = found else {
-        return Err(MachineError::Config(format!("-machine memory-backend={id}: no -object memory-backend-* of that id")));
+        return Err(MachineError::Config(format!(
+            "-machine memory-backend={id}: no -object memory-backend-* of that id"
+        )));
     };
     if backend.size != size {
         return Err(MachineError::Config(format!(

@@ -11,7 +11,11 @@ use crate::machine::Machine;
 impl Machine {
     fn check_cpu(&self, cpu: u32) -> Result<(), ControlError> {
         let cpus = self.inner.config.smp.cpus;
-        if cpu < cpus { Ok(()) } else { Err(ControlError(format!("CPU {cpu}: the machine has CPUs 0 to {}", cpus - 1))) }
+        if cpu < cpus {
+            Ok(())
+        } else {
+            Err(ControlError(format!("CPU {cpu}: the machine has CPUs 0 to {}", cpus - 1)))
+        }
     }
 
     /// Registers, segments and the bytes at the instruction pointer of a vCPU.
@@ -79,7 +83,8 @@ impl MachineControl for Machine {
     }
 
     fn migrate(&self, uri: &str) -> Result<(), ControlError> {
-        let migrator = self.inner.migrator.get().ok_or_else(|| ControlError("saving is not available".into()))?;
+        let migrator =
+            self.inner.migrator.get().ok_or_else(|| ControlError("saving is not available".into()))?;
         if Machine::run_state(self) == RunState::Running {
             self.stop_in(RunState::SaveVm);
         }

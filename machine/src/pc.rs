@@ -7,19 +7,23 @@ use std::sync::Arc;
 
 use anura_accel::VmSpaces;
 use anura_chardev::{CharBackend, Chardev};
+use anura_devices::acpi;
 use anura_devices::chipset::i440fx::I440fx;
 use anura_devices::chipset::piix3::Piix3;
 use anura_devices::chipset::piix4_pm::Piix4Pm;
 use anura_devices::irq::apic_bus::ApicBus;
 use anura_devices::irq::fabric::FabricHandle;
 use anura_devices::irq::lapic::{ApicConfig, LocalApic};
+use anura_devices::misc::fw_cfg::FwCfg;
+use anura_devices::misc::i8237::I8237;
+use anura_devices::misc::port92::Port92;
 use anura_devices::pci::{self, PciBus, PciFunction, devfn};
 use anura_devices::serial::parallel::Parallel;
 use anura_devices::serial::uart16550::Uart16550;
 use anura_devices::timer::hpet::{Hpet, HpetLines};
 use anura_devices::timer::i8254::I8254;
 use anura_devices::timer::mc146818::Mc146818;
-use anura_memory::{AddressSpace, MemoryMap, RamBlock, Region};
+use anura_memory::{AddressSpace, Dma, MemoryMap, RamBlock, Region};
 use anura_vmcore::{Clock, CpuSignal, Device, DeviceCell, DeviceHandle, Requests};
 use anura_x86::{CpuModel, Topology};
 
@@ -63,6 +67,12 @@ pub struct Pc {
     pub phys_bits: u8,
     /// Power management.
     pub pm: DeviceCell<Piix4Pm>,
+    /// Items for firmware and guests.
+    pub fw_cfg: DeviceCell<FwCfg>,
+    /// ISA DMA, for devices that use it.
+    pub isa_dma: DeviceCell<I8237>,
+    /// What the ACPI tables say of the board.
+    pub acpi: acpi::Board,
     devices: Vec<(String, Arc<dyn DeviceHandle>)>,
 }
 
@@ -128,6 +138,9 @@ impl Pc {
         let pci = PciBus::new();
         let rtc = Mc146818::new(fabric.gsi(8, 0), &clock, parts.rtc_base);
         let pm = Piix4Pm::new(fabric.gsi(9, 0), fabric.gsi(9, 1), &requests, &clock, &map, &ports);
+        let fw_cfg = FwCfg::new(Dma::new(&memory));
+        let isa_dma = I8237::new(Dma::new(&memory));
+        let acpi = acpi_board(parts, ram.below_4g);
         let mut board = Self {
             map,
             memory,
@@ -144,6 +157,9 @@ impl Pc {
             rtc,
             phys_bits: parts.model.phys_bits,
             pm,
+            fw_cfg,
+            isa_dma,
+            acpi,
             devices: Vec::new(),
         };
         board.add_chipset(&system);
@@ -195,6 +211,15 @@ impl Pc {
             Hpet::map(&hpet, &self.map, &self.memory);
             self.add("hpet", &hpet);
         }
+        I8237::map(&self.isa_dma, &self.map, &self.ports);
+        let isa_dma = self.isa_dma.clone();
+        self.add("i8237", &isa_dma);
+        let port92 = Port92::new(&self.requests);
+        Port92::map(&port92, &self.map, &self.ports);
+        self.add("port92", &port92);
+        FwCfg::map(&self.fw_cfg, &self.map, &self.ports);
+        let fw_cfg = self.fw_cfg.clone();
+        self.add("fw_cfg", &fw_cfg);
         for (n, id) in config.serial.iter().enumerate() {
             let (Some(id), Some((base, irq, name))) = (id, SERIAL.get(n).copied()) else { continue };
             let backend = claim(parts, id)?;
@@ -284,6 +309,38 @@ impl Pc {
         }
         map.retain(|r| r.length > 0);
         map
+    }
+}
+
+/// What the ACPI tables say of the board that `parts` describe.
+fn acpi_board(parts: &PcParts<'_>, below_4g: u64) -> acpi::Board {
+    let config = parts.config;
+    let fixed = |text: Option<&str>, default: &str| {
+        let mut bytes = [b' '; 8];
+        for (to, from) in bytes.iter_mut().zip(text.unwrap_or(default).bytes()) {
+            *to = from;
+        }
+        bytes
+    };
+    let [a, b, c, d, e, f, ..] = fixed(config.board.oem_id.as_deref(), "ANURA");
+    let present = |ports: &[Option<String>], places: Vec<(u16, u32)>| {
+        places.into_iter().zip(ports).filter(|(_, id)| id.is_some()).map(|(place, _)| place).collect()
+    };
+    acpi::Board {
+        processors: (0..config.smp.max_cpus.max(config.smp.cpus))
+            .map(|cpu| (parts.topology.apic_id(cpu), cpu < config.smp.cpus))
+            .collect(),
+        pm_base: crate::firmware::PM_BASE,
+        pci_window: u32::try_from(below_4g.max(0x8000_0000)).unwrap_or(0xe000_0000),
+        hpet: config.board.hpet,
+        i8042: config.board.i8042,
+        serial: present(&config.serial, SERIAL.iter().map(|(base, irq, _)| (*base, *irq)).collect()),
+        parallel: present(&config.parallel, PARALLEL.to_vec()),
+        fdc: false,
+        pvpanic: None,
+        oem_id: [a, b, c, d, e, f],
+        oem_table_id: fixed(config.board.oem_table_id.as_deref(), "ANURAPC"),
+        extra: Vec::new(),
     }
 }
 

@@ -59,7 +59,8 @@ impl Machine {
     pub fn save_states(&self) -> States {
         let inner = &self.inner;
         inner.cpus.pause(|turns| {
-            let mut states = vec![("clock".to_owned(), inner.pc.clock.save()), ("turns".to_owned(), turns.save())];
+            let mut states =
+                vec![("clock".to_owned(), inner.pc.clock.save()), ("turns".to_owned(), turns.save())];
             for (n, vcpu) in turns.vcpus.iter_mut().enumerate() {
                 states.push((format!("cpu{n}"), save_cpu(&vcpu.state())));
             }
@@ -79,7 +80,8 @@ impl Machine {
         };
         let find = |path: &str| {
             let found = states.iter().find(|(p, _)| p == path).map(|(_, record)| record);
-            found.ok_or_else(|| failed(path)(LoadError::Mismatch("the saved machine has no such part".into())))
+            found
+                .ok_or_else(|| failed(path)(LoadError::Mismatch("the saved machine has no such part".into())))
         };
         let expected = 2 + inner.config.smp.cpus as usize + inner.pc.devices().len();
         if states.len() != expected {
@@ -110,7 +112,8 @@ impl Machine {
     /// The hash of the state. The vCPUs stand while it is taken.
     pub fn state_hash(&self) -> Result<StateHash, ControlError> {
         let states = self.save_states();
-        let (mut cpus, mut devices, mut ram) = (blake3::Hasher::new(), blake3::Hasher::new(), blake3::Hasher::new());
+        let (mut cpus, mut devices, mut ram) =
+            (blake3::Hasher::new(), blake3::Hasher::new(), blake3::Hasher::new());
         let processors = 2 + self.inner.config.smp.cpus as usize;
         for (n, (path, record)) in states.iter().enumerate() {
             let hasher = if n < processors { &mut cpus } else { &mut devices };
@@ -138,6 +141,12 @@ impl Machine {
         let (cpus, devices, ram) = (cpus.finalize(), devices.finalize(), ram.finalize());
         let mut whole = blake3::Hasher::new();
         [&cpus, &devices, &ram].iter().for_each(|h| drop(whole.update(h.as_bytes())));
-        Ok(StateHash { instructions: self.inner.pc.clock.instructions(), cpus, devices, ram, whole: whole.finalize() })
+        Ok(StateHash {
+            instructions: self.inner.pc.clock.instructions(),
+            cpus,
+            devices,
+            ram,
+            whole: whole.finalize(),
+        })
     }
 }

@@ -90,7 +90,7 @@ impl Loader {
     }
 
     /// Blob and root pointer as they are with the blob at `base`.
-    pub fn place(&self, base: u32, _rsdp_at: u32) -> (Vec<u8>, Vec<u8>) {
+    pub fn place(&self, base: u32) -> (Vec<u8>, Vec<u8>) {
         let mut blob = self.blob.clone();
         for pointer in &self.pointers {
             let address = u64::from(base) + pointer.target as u64;
