@@ -35,7 +35,8 @@ pub fn choose(
     let mut engines: Vec<Option<Box<dyn Accelerator>>> = engines.into_iter().map(Some).collect();
     let mut refused = Vec::new();
     for accel in &asked {
-        let found = engines.iter_mut().find(|e| e.as_ref().is_some_and(|e| e.name() == canonical(&accel.name)));
+        let found =
+            engines.iter_mut().find(|e| e.as_ref().is_some_and(|e| e.name() == canonical(&accel.name)));
         let Some(slot) = found else {
             refused.push(format!("-accel {}: not in this build, which has {}", accel.name, names.join(", ")));
             continue;
@@ -61,8 +62,10 @@ mod tests {
     use super::*;
 
     fn pick(names: &[&str]) -> (Result<&'static str, String>, Vec<String>) {
-        let config =
-            MachineConfig { accel: names.iter().map(|n| AccelConfig::named(*n)).collect(), ..Default::default() };
+        let config = MachineConfig {
+            accel: names.iter().map(|n| AccelConfig::named(*n)).collect(),
+            ..Default::default()
+        };
         let mut said = Vec::new();
         let result = choose(&config, built_in(), &mut |line| said.push(line)).map(|e| e.name());
         (result, said)

@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+mod daemon;
 pub mod engines;
+mod log_file;
 pub mod options;
 pub mod run;

@@ -1,12 +1,21 @@
 //! From a parsed command line to a running machine and an exit code.
 
 use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use anura_machine::Machine;
+use anura_chardev::terminal;
 use anura_machine::config::MachineConfig;
+use anura_machine::{Machine, logging};
+use anura_monitor::Monitor;
+use anura_vmcore::trace;
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
-use crate::engines;
 use crate::options::{self, Parsed};
+use crate::{daemon, engines, log_file};
 
 /// Runs the emulator with these arguments (without the program's name); the exit code.
 pub fn main(arguments: &[String]) -> i32 {
@@ -16,13 +25,18 @@ pub fn main(arguments: &[String]) -> i32 {
     };
     match parsed {
         Parsed::Print(text) => {
-            print!("{text}");
+            // A reader that has seen enough is no error.
+            let _ = std::io::stdout().write_all(text.as_bytes());
             0
         }
-        Parsed::Run(config) => match run(*config) {
-            Ok(code) => code,
-            Err(error) => fail(error.as_ref()),
-        },
+        Parsed::Run(config) => {
+            let result = run(*config);
+            terminal::restore();
+            match result {
+                Ok(code) => code,
+                Err(error) => fail(error.as_ref()),
+            }
+        }
     }
 }
 
@@ -41,12 +55,103 @@ fn fail(error: &dyn Error) -> i32 {
     1
 }
 
-fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
-    let engine = engines::choose(&config, engines::built_in(), &mut |line| eprintln!("anura: {line}"))?;
-    let paused = config.start_paused;
-    let machine = Machine::new(config, engine.as_ref())?;
-    if !paused {
-        machine.start();
+/// Removes the file with our process id when the emulator ends.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: PathBuf) -> Result<Self, String> {
+        let text = format!("{}\n", std::process::id());
+        match std::fs::write(&path, text) {
+            Ok(()) => Ok(Self(path)),
+            Err(e) => Err(format!("-pidfile {}: cannot create PID file: {e}", path.display())),
+        }
     }
-    Ok(machine.run())
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Sets up logs and traces as `-d`, `-D` and `-trace` say.
+fn set_up_logs(config: &MachineConfig) -> Result<(), String> {
+    let log = &config.log;
+    logging::set_items(&log.items.join(",")).map_err(|e| format!("-d {}: {e}", log.items.join(",")))?;
+    let file = match &log.file {
+        None => None,
+        Some(path) => {
+            let file = File::create(path)
+                .map_err(|e| format!("-D {}: cannot open the log file: {e}", path.display()))?;
+            Some(file)
+        }
+    };
+    log_file::install(file, log.timestamps);
+    for pattern in &log.trace {
+        if trace::set_by_pattern(pattern) == 0 {
+            return Err(format!("-trace {pattern}: no event of that name; -trace help lists them"));
+        }
+    }
+    Ok(())
+}
+
+fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
+    set_up_logs(&config)?;
+    let engine = engines::choose(&config, engines::built_in(), &mut |line| eprintln!("anura: {line}"))?;
+    // Before any thread is made: the process that stays is a child of this one.
+    let daemon = if config.daemonize { Some(daemon::Daemon::start()?) } else { None };
+    if let Some(code) = daemon.as_ref().and_then(daemon::Daemon::parent_result) {
+        return Ok(code);
+    }
+    let pidfile = config.pidfile.clone().map(PidFile::write).transpose()?;
+    let (paused, monitors, incoming) =
+        (config.start_paused, config.monitors.clone(), config.incoming.clone());
+    let machine = Machine::new(config, engine.as_ref())?;
+    machine.set_migrator(Box::new(|machine, uri| {
+        anura_migration::save_to(machine, uri).map_err(|e| match e.source() {
+            Some(cause) => format!("{e}: {cause}"),
+            None => e.to_string(),
+        })
+    }));
+    // Monitors come after the devices: on a shared line the first one has the input.
+    for monitor in &monitors {
+        let chardev = machine.chardev(&monitor.chardev).ok_or_else(|| {
+            format!("-mon chardev={}: no chardev of that id; define it with -chardev", monitor.chardev)
+        })?;
+        Monitor::attach(chardev.claim()?, Arc::new(machine.clone()));
+    }
+    watch_signals(&machine)?;
+    if let Some(daemon) = daemon {
+        daemon.ready();
+    }
+    match incoming.as_deref() {
+        Some("defer") => {}
+        Some(uri) => {
+            anura_migration::load_from(&machine, uri)?;
+            machine.incoming_done(!paused);
+        }
+        None if !paused => machine.start(),
+        None => {}
+    }
+    let code = machine.run();
+    machine.close();
+    drop(pidfile);
+    Ok(code)
+}
+
+/// SIGINT, SIGTERM and SIGHUP end the emulator in good order; SIGCONT takes the terminal again.
+fn watch_signals(machine: &Machine) -> Result<(), Box<dyn Error>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCONT])?;
+    let machine = machine.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if signal == SIGCONT {
+                terminal::reapply();
+                continue;
+            }
+            eprintln!("anura: terminating on signal {signal}");
+            machine.exit(0);
+        }
+    })?;
+    Ok(())
 }

@@ -37,12 +37,10 @@ pub struct Machine {
 
 pub(crate) struct Inner {
     pub(crate) config: MachineConfig,
-    pub(crate) model: CpuModel,
     pub(crate) topology: Topology,
     pub(crate) pc: Pc,
     pub(crate) cpus: Cpus,
     pub(crate) vm: Arc<dyn AccelVm>,
-    pub(crate) accel_name: &'static str,
     pub(crate) state: Mutex<RunState>,
     pub(crate) chardevs: Vec<Chardev>,
     boot: Option<BootImage>,
@@ -236,12 +234,10 @@ impl Machine {
         let machine = Self {
             inner: Arc::new(Inner {
                 config,
-                model: parsed.model,
                 topology,
                 pc,
                 cpus,
                 vm,
-                accel_name: accel.name(),
                 state: Mutex::new(state),
                 chardevs,
                 boot,
@@ -342,6 +338,19 @@ impl Machine {
         }
         inner.cpus.set_running(true);
         inner.loop_.wake();
+    }
+
+    /// A saved state was loaded: the machine runs on, or waits for `cont`.
+    pub fn incoming_done(&self, run: bool) {
+        self.set_run_state(RunState::Paused);
+        if run {
+            self.start();
+        }
+    }
+
+    /// Lets go of all chardevs: output is sent, the terminal restored, sockets removed.
+    pub fn close(&self) {
+        self.inner.chardevs.iter().for_each(Chardev::close);
     }
 
     /// Makes the machine stand, in this state.

@@ -140,7 +140,9 @@ impl Machine {
         });
         let (cpus, devices, ram) = (cpus.finalize(), devices.finalize(), ram.finalize());
         let mut whole = blake3::Hasher::new();
-        [&cpus, &devices, &ram].iter().for_each(|h| drop(whole.update(h.as_bytes())));
+        for part in [&cpus, &devices, &ram] {
+            whole.update(part.as_bytes());
+        }
         Ok(StateHash {
             instructions: self.inner.pc.clock.instructions(),
             cpus,

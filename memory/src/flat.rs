@@ -141,9 +141,22 @@ impl FlatRange {
         let within = gpa.wrapping_sub(self.start);
         let offset = self.offset.wrapping_add(within);
         let ok = self.direct & width.bytes() as u8 != 0
-            && self.size.wrapping_sub(within) >= bytes
+            && self.room(within) >= bytes
             && (self.direct_unaligned || offset & (bytes - 1) == 0);
         ok.then_some(offset)
+    }
+
+    /// How many bytes one access may have that begins `within` this range.
+    ///
+    /// A device decodes the address of an access and then takes its full width, without a look at smaller
+    /// registers of others that lie over its own: PCI's address port is a doubleword although the reset
+    /// register is its second byte. RAM and ROM end where the range does.
+    #[inline]
+    fn room(&self, within: u64) -> u64 {
+        match self.kind {
+            RangeKind::Io { .. } => self.region.size().wrapping_sub(self.offset.wrapping_add(within)),
+            _ => self.size.wrapping_sub(within),
+        }
     }
 
     fn access(&self, gpa: u64, width: Width, from: Requester) -> Access {
@@ -336,7 +349,7 @@ impl FlatView {
 
     #[inline(never)]
     fn read_slow(&self, gpa: u64, width: Width, from: Requester) -> (u64, AccessResult) {
-        let Some(range) = self.find(gpa).filter(|r| r.size - (gpa - r.start) >= width.bytes() as u64) else {
+        let Some(range) = self.find(gpa).filter(|r| r.room(gpa - r.start) >= width.bytes() as u64) else {
             return self.read_split(gpa, width, from);
         };
         let within = gpa - range.start;
@@ -361,7 +374,7 @@ impl FlatView {
 
     #[inline(never)]
     fn write_slow(&self, gpa: u64, width: Width, value: u64, from: Requester) -> AccessResult {
-        let Some(range) = self.find(gpa).filter(|r| r.size - (gpa - r.start) >= width.bytes() as u64) else {
+        let Some(range) = self.find(gpa).filter(|r| r.room(gpa - r.start) >= width.bytes() as u64) else {
             return self.write_split(gpa, width, value, from);
         };
         let within = gpa - range.start;

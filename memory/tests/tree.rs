@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anura_memory::*;
+use anura_vmcore::DeviceCell;
 use parking_lot::Mutex;
 
 const CPU: Requester = Requester::Cpu(0);
@@ -361,4 +362,20 @@ fn readers_on_other_threads_see_each_transaction_whole() {
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn a_device_takes_the_full_width_of_an_access_under_a_smaller_register_of_another() {
+    let map = MemoryMap::new();
+    let ports = map.create_space("I/O", &Region::container("io", 0x1_0000));
+    let (wide, narrow) = (DeviceCell::new(0u64), DeviceCell::new(0u64));
+    let handler = |cell: &DeviceCell<u64>| cell_io(cell, |v, _| *v, |v, _, new| *v = new);
+    let mut tx = map.transaction();
+    tx.add(ports.root(), 0xcf8, &Region::io("address", 4, handler(&wide), AccessRules::any(4)), 0);
+    tx.add(ports.root(), 0xcf9, &Region::io("reset", 1, handler(&narrow), AccessRules::BYTES), 1);
+    tx.commit();
+    assert!(ports.write(0xcf8, Width::W4, 0x8000_1234, Requester::Monitor).is_ok());
+    assert!(ports.write(0xcf9, Width::W1, 6, Requester::Monitor).is_ok());
+    assert_eq!((*wide.lock(), *narrow.lock()), (0x8000_1234, 6));
+    assert_eq!(ports.read(0xcf8, Width::W4, Requester::Monitor).0, 0x8000_1234);
 }
