@@ -659,8 +659,9 @@ impl CpuModel {
         match leaf {
             0 => [self.level, vb, vc, vd],
             1 => self.leaf_1(who),
-            2 => [1, 0, 0x4d, 0x002c_307d],
-            4 => self.leaf_4(subleaf, who),
+            // Intel's leaves for caches; AMD describes them in 80000005 and 80000006.
+            2 if self.is_intel() => [1, 0, 0x4d, 0x002c_307d],
+            4 if self.is_intel() => self.leaf_4(subleaf, who),
             5 => [0, 0, 3, 0],
             6 => [f(Word::L6Eax), 0, 0, 0],
             7 if subleaf == 0 => [0, f(Word::L7Ebx), f(Word::L7Ecx), f(Word::L7Edx)],
@@ -781,15 +782,49 @@ mod tests {
         CpuModel::named("qemu64", &FeatureSet::available()).unwrap()
     }
 
+    /// What a guest read under QEMU 7.2.22 `-accel tcg -cpu qemu64`, with one processor and with
+    /// `-smp sockets=1,cores=2,threads=2`: leaf, subleaf, then EAX, EBX, ECX and EDX.
+    const QEMU: &[(u32, u32, [u32; 4], [u32; 4])] = {
+        const NONE: [u32; 4] = [0; 4];
+        const MAX: [u32; 4] = [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65];
+        const XMAX: [u32; 4] = [0x8000_000a, 0x6874_7541, 0x444d_4163, 0x6974_6e65];
+        const L1: [u32; 4] = [0x01ff_01ff, 0x01ff_01ff, 0x4002_0140, 0x4002_0140];
+        const L2: [u32; 4] = [0, 0x4200_4200, 0x0200_8140, 0x0080_8140];
+        &[
+            (0, 0, MAX, MAX),
+            (1, 0, [0x60fb1, 0x800, 0x8000_2001, 0x078b_fbfd], [0x60fb1, 0x4_0800, 0x8000_2001, 0x178b_fbfd]),
+            (2, 0, NONE, NONE),
+            (4, 0, NONE, NONE),
+            (4, 3, NONE, NONE),
+            (5, 0, [0, 0, 3, 0], [0, 0, 3, 0]),
+            (6, 0, NONE, NONE),
+            (7, 0, NONE, NONE),
+            (0xa, 0, NONE, NONE),
+            (0xb, 0, [0, 1, 0x100, 0], [1, 2, 0x100, 0]),
+            (0xb, 1, [0, 1, 0x201, 0], [2, 4, 0x201, 0]),
+            (0xb, 2, [0, 0, 2, 0], [0, 0, 2, 0]),
+            (0xd, 0, NONE, NONE),
+            (0xd, 1, NONE, NONE),
+            (0x8000_0000, 0, XMAX, XMAX),
+            // There ECX also shows SVM (bit 2), which we have not.
+            (0x8000_0001, 0, [0x60fb1, 0, 1, 0x2193_fbfd], [0x60fb1, 0, 3, 0x2193_fbfd]),
+            (0x8000_0005, 0, L1, L1),
+            (0x8000_0006, 0, L2, L2),
+            (0x8000_0007, 0, NONE, NONE),
+            (0x8000_0008, 0, [0x3028, 0, 0, 0], [0x3028, 0, 0x2003, 0]),
+            (0x8000_001e, 0, NONE, NONE),
+        ]
+    };
+
     #[test]
     fn qemu64_shows_the_leaves_of_its_namesake() {
         let m = qemu64();
-        let who = asker(Topology::default(), 0);
-        assert_eq!(m.cpuid(0, 0, &who), [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
-        assert_eq!(m.cpuid(1, 0, &who), [0x60fb1, 0x800, 0x8000_2001, 0x078b_fbfd]);
-        assert_eq!(m.cpuid(0x8000_0001, 0, &who), [0x60fb1, 0, 1, 0x2193_fbfd & !0x40000]);
-        assert_eq!(m.cpuid(0x8000_0008, 0, &who)[0], 0x3028);
-        assert_eq!(m.cpuid(0xd, 0, &who), [0; 4]);
+        let four = Topology { sockets: 1, cores: 2, threads: 2 };
+        for (leaf, subleaf, one, many) in QEMU {
+            assert_eq!(m.cpuid(*leaf, *subleaf, &asker(Topology::default(), 0)), *one, "{leaf:x}.{subleaf}");
+            assert_eq!(m.cpuid(*leaf, *subleaf, &asker(four, 0)), *many, "{leaf:x}.{subleaf} of four");
+        }
+        let who = asker(four, 0);
         let brand: Vec<u8> =
             (0..3).flat_map(|i| m.cpuid(0x8000_0002 + i, 0, &who)).flat_map(u32::to_le_bytes).collect();
         assert!(brand.starts_with(b"QEMU Virtual CPU version 2.5+\0"));
