@@ -11,6 +11,7 @@ use anura_devices::acpi;
 use anura_devices::chipset::i440fx::I440fx;
 use anura_devices::chipset::piix3::Piix3;
 use anura_devices::chipset::piix4_pm::Piix4Pm;
+use anura_devices::input::i8042::I8042;
 use anura_devices::irq::apic_bus::ApicBus;
 use anura_devices::irq::fabric::FabricHandle;
 use anura_devices::irq::lapic::{ApicConfig, LocalApic};
@@ -73,6 +74,8 @@ pub struct Pc {
     pub isa_dma: DeviceCell<I8237>,
     /// What the ACPI tables say of the board.
     pub acpi: acpi::Board,
+    /// Keyboard and mouse, if the board has them.
+    pub keyboard: Option<DeviceCell<I8042>>,
     devices: Vec<(String, Arc<dyn DeviceHandle>)>,
 }
 
@@ -160,6 +163,7 @@ impl Pc {
             fw_cfg,
             isa_dma,
             acpi,
+            keyboard: None,
             devices: Vec::new(),
         };
         board.add_chipset(&system);
@@ -220,6 +224,12 @@ impl Pc {
         FwCfg::map(&self.fw_cfg, &self.map, &self.ports);
         let fw_cfg = self.fw_cfg.clone();
         self.add("fw_cfg", &fw_cfg);
+        if config.board.i8042 {
+            let kbc = I8042::new(self.fabric.gsi(1, 0), self.fabric.gsi(12, 0), &self.requests, &self.clock);
+            I8042::map(&kbc, &self.map, &self.ports);
+            self.add("i8042", &kbc);
+            self.keyboard = Some(kbc);
+        }
         for (n, id) in config.serial.iter().enumerate() {
             let (Some(id), Some((base, irq, name))) = (id, SERIAL.get(n).copied()) else { continue };
             let backend = claim(parts, id)?;

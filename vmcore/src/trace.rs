@@ -110,6 +110,26 @@ events! {
     hpet_write: "offset, value";
     /// A power-management register is written.
     piix4_pm_write: "offset, value";
+    /// The keyboard controller's data port is read.
+    pckbd_kbd_read_data: "value";
+    /// The keyboard controller's data port is written.
+    pckbd_kbd_write_data: "expected, value";
+    /// The keyboard controller gets a command.
+    pckbd_kbd_write_command: "value";
+    /// A VGA register is written.
+    vga_std_write_io: "port, value";
+    /// A register of the Bochs display extensions is written.
+    vga_vbe_write: "index, value";
+    /// A floppy controller register is read.
+    fdc_ioport_read: "register, value";
+    /// A floppy controller register is written.
+    fdc_ioport_write: "register, value";
+    /// An IDE task file register is read.
+    ide_ioport_read: "channel, register, value";
+    /// An IDE task file register is written.
+    ide_ioport_write: "channel, register, value";
+    /// A bus master IDE register is written.
+    bmdma_write: "offset, value";
     /// A state hash is computed.
     state_hash: "instructions, hash";
 }
