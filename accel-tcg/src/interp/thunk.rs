@@ -518,7 +518,7 @@ fn attempt(
         }
         cpu.platform().ferr(true);
     }
-    if aligned && va & (len as u64 - 1) != 0 {
+    if aligned && va & (len as u64).wrapping_sub(1) != 0 {
         return Err(Fault::GP0);
     }
     // Only the parts that the instruction reads are set.
