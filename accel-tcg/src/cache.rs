@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bytes of translations at which all are dropped.
-const LIMIT: usize = 28 << 20;
+const LIMIT: usize = 24 << 20;
 
 type Key = (usize, u64, u32);
 
@@ -238,7 +238,8 @@ impl Cache {
         ram: &[(usize, Arc<RamBlock>, u64)],
     ) -> *const Code {
         self.bytes += size_of::<Code>()
-            + 96
+            // The allocator's own, the index, the page's list and links.
+            + 192
             + code.ops.len() * size_of::<T0>()
             + code.lens.len()
             + code.sites.len() * 96
@@ -265,6 +266,10 @@ impl Cache {
         }
         from_ref.link[n & 1].set(to);
         let mut preds = to_ref.preds.take();
+        // Most have one.
+        if preds.is_empty() {
+            preds.reserve_exact(1);
+        }
         preds.push((from, n as u8 & 1));
         to_ref.preds.set(preds);
     }
