@@ -7,6 +7,7 @@
 
 pub mod acpi;
 pub mod chipset;
+pub mod display;
 pub mod input;
 pub mod irq;
 pub mod misc;

@@ -59,6 +59,9 @@ pub fn post(pc: &Pc) {
     pci.write(pm, piix4_pm::SMBBA, Width::W4, u32::from(SMBUS_BASE) | 1);
     pci.write(pm, piix4_pm::SMBHSTCFG, Width::W1, 0x09);
     pci.write(pm, reg::COMMAND, Width::W2, 1);
+    if let Some(vga) = &pc.vga {
+        vga.lock().post_text_mode();
+    }
     assign_resources(pci);
     // The bootstrap processor takes the PIC's interrupts (virtual wire mode) and NMI.
     if let Some(apic) = pc.apics.first() {

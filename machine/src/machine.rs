@@ -224,7 +224,7 @@ impl Machine {
                     map: &e820,
                     rsdp: tables.rsdp(),
                     seed: seed(&config),
-                    text_screen: false,
+                    text_screen: pc.vga.is_some(),
                 })?;
                 image.pieces.extend(tables.pieces(low_ram_end));
                 Some(image)

@@ -11,6 +11,7 @@ use anura_devices::acpi;
 use anura_devices::chipset::i440fx::I440fx;
 use anura_devices::chipset::piix3::Piix3;
 use anura_devices::chipset::piix4_pm::Piix4Pm;
+use anura_devices::display::vga::{Vga as VgaCard, VgaBus};
 use anura_devices::input::i8042::I8042;
 use anura_devices::irq::apic_bus::ApicBus;
 use anura_devices::irq::fabric::FabricHandle;
@@ -28,7 +29,7 @@ use anura_memory::{AddressSpace, Dma, MemoryMap, RamBlock, Region};
 use anura_vmcore::{Clock, CpuSignal, Device, DeviceCell, DeviceHandle, Requests};
 use anura_x86::{CpuModel, Topology};
 
-use crate::config::MachineConfig;
+use crate::config::{MachineConfig, Vga};
 use crate::error::MachineError;
 use crate::linux::{E820, RAM, RESERVED};
 use crate::memory::MainMemory;
@@ -76,6 +77,9 @@ pub struct Pc {
     pub acpi: acpi::Board,
     /// Keyboard and mouse, if the board has them.
     pub keyboard: Option<DeviceCell<I8042>>,
+    /// The graphics card that shows text, if there is one.
+    pub vga: Option<DeviceCell<VgaCard>>,
+    pci_memory: Region,
     devices: Vec<(String, Arc<dyn DeviceHandle>)>,
 }
 
@@ -93,6 +97,18 @@ pub struct PcParts<'a> {
     pub rtc_base: i64,
     /// Finds a chardev by its id.
     pub chardev: &'a dyn Fn(&str) -> Option<Chardev>,
+}
+
+/// How a graphics card is made.
+struct VgaOptions {
+    vram: u64,
+    mmio: bool,
+}
+
+impl Default for VgaOptions {
+    fn default() -> Self {
+        Self { vram: 16 << 20, mmio: true }
+    }
 }
 
 /// Port and interrupt of the four serial ports.
@@ -164,9 +180,14 @@ impl Pc {
             isa_dma,
             acpi,
             keyboard: None,
+            vga: None,
+            pci_memory,
             devices: Vec::new(),
         };
         board.add_chipset(&system);
+        if config.vga == Vga::Std {
+            board.add_vga(devfn(2, 0), &VgaOptions::default())?;
+        }
         board.add_isa_chips(parts)?;
         board.set_cmos(config);
         Ok(board)
@@ -196,6 +217,23 @@ impl Pc {
         self.plug(1, 0, "PIIX3", &isa);
         let pm = self.pm.clone();
         self.plug(1, 3, "PIIX4_PM", &pm);
+    }
+
+    /// Plugs a graphics card in; the first one is where text goes.
+    fn add_vga(&mut self, at: u8, options: &VgaOptions) -> Result<(), MachineError> {
+        let first = self.vga.is_none();
+        let name = if first { "vga.vram".to_owned() } else { format!("vga.vram.{at:02x}") };
+        let block = RamBlock::new(name, options.vram)
+            .map_err(|e| MachineError::Config(format!("video memory of {} MiB: {e}", options.vram >> 20)))?;
+        self.blocks.push(block.clone());
+        let bus = VgaBus { map: &self.map, memory: &self.pci_memory, ports: &self.ports };
+        let card = VgaCard::new(&bus, &self.clock, &block, options.mmio);
+        if first {
+            VgaCard::map(&card, &bus);
+            self.vga = Some(card.clone());
+        }
+        self.plug(at >> 3, at & 7, "VGA", &card);
+        Ok(())
     }
 
     fn add_isa_chips(&mut self, parts: &PcParts<'_>) -> Result<(), MachineError> {

@@ -1,0 +1,3 @@
+//! Graphics cards.
+
+pub mod vga;
