@@ -1,2 +1,135 @@
-//! Placeholder while the workspace is laid out.
-fn main() {}
+//! `cargo xtask`: tests, checks, benchmarks, fuzzing and long runs.
+//!
+//! It builds and runs what is in the other crates and knows nothing of them but their names.
+
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  test [ARGS]            fetch what the tests need and run them all; ARGS go to cargo test
+  ci                     what .ci/run does: formatting, lints, documentation, tests
+  bench interp           guest instructions per second, boot time against QEMU's, memory
+  bench ports            port and MMIO dispatches per second into a device
+  fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter
+  fuzz devices [ARGS]    random traffic on all devices
+  soak                   the fuzzers for a long time, with new seeds";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match words.as_slice() {
+        ["test", rest @ ..] => test(rest),
+        ["ci"] => ci(),
+        ["bench", "interp", rest @ ..] => with_guest().and_then(|()| binary("bench_interp", rest)),
+        ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
+        ["fuzz", "cpu", rest @ ..] => binary("fuzz_cpu", rest),
+        ["fuzz", "devices", rest @ ..] => binary("fuzz_devices", rest),
+        ["soak"] => soak(),
+        _ => Err(USAGE.to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let shown = format!("{command:?}").replace('"', "");
+    eprintln!("xtask: {shown}");
+    match command.current_dir(root()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(format!("{shown}: {status}")),
+        Err(error) => Err(format!("{shown}: {error}")),
+    }
+}
+
+fn cargo(args: &[&str]) -> Result<(), String> {
+    run(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).args(args))
+}
+
+/// Fetches kernels and the initial RAM disk. Without them the tests that need them say `skipped`.
+fn with_guest() -> Result<(), String> {
+    run(Command::new("tools/fetch-guest").arg("generic").stdout(std::process::Stdio::null()))
+}
+
+/// Debian packages with tools that tests use, where they can be installed; tests skip without them.
+fn install_tools() {
+    let wanted = [("iasl", "acpica-tools")];
+    let missing: Vec<&str> = wanted.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    if missing.is_empty() || !rooted() || !on_path("apt-get") {
+        return;
+    }
+    let installed = run(Command::new("apt-get")
+        .args(["install", "-y", "-qq", "--no-install-recommends"])
+        .args(&missing)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdout(std::process::Stdio::null()));
+    if let Err(error) = installed {
+        eprintln!("xtask: {error}; tests that need {} will skip", missing.join(", "));
+    }
+}
+
+fn rooted() -> bool {
+    let id = Command::new("id").arg("-u").output();
+    id.is_ok_and(|output| output.stdout.starts_with(b"0\n"))
+}
+
+fn on_path(tool: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|dir| dir.join(tool).is_file())
+}
+
+fn test(args: &[&str]) -> Result<(), String> {
+    install_tools();
+    if let Err(error) = with_guest() {
+        eprintln!("xtask: {error}; tests that boot a kernel will skip");
+    }
+    // Whole-machine tests run the program itself, at the speed that users get.
+    cargo(&["build", "--release", "--package", "anura"])?;
+    let mut all = vec!["test", "--workspace"];
+    all.extend(args);
+    cargo(&all)
+}
+
+fn ci() -> Result<(), String> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    run(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["doc", "--workspace", "--no-deps", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings"))?;
+    test(&[])?;
+    binary("fuzz_cpu", &["--cases", "200000"])?;
+    binary("fuzz_devices", &["--seconds", "10"])
+}
+
+/// Builds and runs one of the programs of `tests`, at full speed.
+fn binary(name: &str, args: &[&str]) -> Result<(), String> {
+    if name == "bench_interp" {
+        cargo(&["build", "--release", "--package", "anura"])?;
+    }
+    let mut all = vec!["run", "--release", "--quiet", "--package", "anura-tests", "--bin", name, "--"];
+    all.extend(args);
+    cargo(&all)
+}
+
+/// Hours of fuzzing, each round with a seed of its own.
+fn soak() -> Result<(), String> {
+    for round in 1..=64u32 {
+        let seed = (0x9e37_79b9u32.wrapping_mul(round)).to_string();
+        eprintln!("xtask: soak round {round} of 64, seed {seed}");
+        binary("fuzz_cpu", &["--cases", "10000000", "--seed", &seed])?;
+        binary("fuzz_devices", &["--seconds", "300", "--seed", &seed])?;
+    }
+    Ok(())
+}
