@@ -1,1 +1,163 @@
-//! Placeholder while the workspace is laid out.
+//! What whole-machine tests share: the program, the guest's files, and a monitor to talk to.
+//!
+//! A test that lacks something says `skipped: why` on stderr and passes; `cargo xtask test` fetches what is
+//! needed, so that nothing skips there.
+
+#![forbid(unsafe_code)]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The folder of the workspace.
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_path_buf)
+}
+
+/// The `anura` program of this build, the fast one if it was built.
+pub fn anura() -> Option<PathBuf> {
+    let target = std::env::current_exe().ok()?.ancestors().nth(3)?.to_path_buf();
+    ["release", "debug"].iter().map(|profile| target.join(profile).join("anura")).find(|path| path.is_file())
+}
+
+/// A file that `tools/fetch-guest` keeps in its cache.
+pub fn guest_file(name: &str) -> Option<PathBuf> {
+    let cache = match std::env::var_os("XDG_CACHE_HOME") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
+    };
+    Some(cache.join("anura").join(name)).filter(|path| path.is_file())
+}
+
+/// A program of the host that a test uses.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Takes what a test needs or leaves the test with a word.
+#[macro_export]
+macro_rules! need {
+    ($what:expr, $why:expr) => {
+        match $what {
+            Some(found) => found,
+            None => {
+                eprintln!("skipped: {}", $why);
+                return;
+            }
+        }
+    };
+}
+
+/// A running emulator, ended when dropped.
+pub struct Emulator {
+    child: Child,
+    monitor: PathBuf,
+    /// Where the first serial port's bytes go.
+    pub serial: PathBuf,
+}
+
+impl Emulator {
+    /// Starts `program` with a monitor on a socket and the serial port in a file, both in `dir`.
+    pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
+        let (monitor, serial) = (dir.join("monitor"), dir.join("serial"));
+        let child = Command::new(program)
+            .args(["-accel", "interp", "-display", "none", "-no-reboot"])
+            .args(["-serial", &format!("file:{}", serial.display())])
+            .args(["-monitor", &format!("unix:{},server=on,wait=off", monitor.display())])
+            .args(args)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        Self { child, monitor, serial }
+    }
+
+    /// Connects a monitor.
+    pub fn monitor(&self) -> Monitor {
+        let end = Instant::now() + Duration::from_secs(60);
+        let stream = loop {
+            match UnixStream::connect(&self.monitor) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > end => panic!("no monitor: {error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(120))).expect("a socket takes a time-out");
+        let mut monitor = Monitor { stream };
+        monitor.answer();
+        monitor
+    }
+
+    /// Waits for the program to end; its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().ok()?.code()
+    }
+
+    /// What the guest has sent to its serial port so far.
+    pub fn serial_text(&self) -> String {
+        std::fs::read(&self.serial)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// Waits until the serial port has sent `text`.
+    pub fn wait_for(&mut self, text: &str, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            let ended = self.child.try_wait().is_ok_and(|status| status.is_some());
+            if self.serial_text().contains(text) {
+                return true;
+            }
+            if ended || Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A human monitor on a socket.
+pub struct Monitor {
+    stream: UnixStream,
+}
+
+impl Monitor {
+    fn answer(&mut self) -> String {
+        let (mut text, mut buf) = (Vec::new(), [0; 4096]);
+        while !text.ends_with(b"(qemu) ") {
+            match self.stream.read(&mut buf) {
+                Ok(0) | Err(_) => break,
+                Ok(n) => text.extend(&buf[..n]),
+            }
+        }
+        let text = String::from_utf8_lossy(&text).replace('\r', "");
+        text.strip_suffix("(qemu) ").unwrap_or(&text).to_owned()
+    }
+
+    /// Runs a command; what it printed, without the echo.
+    pub fn run(&mut self, command: &str) -> String {
+        self.stream.write_all(format!("{command}\r").as_bytes()).expect("the monitor listens");
+        let text = self.answer();
+        text.split_once('\n').map_or_else(String::new, |(_, rest)| rest.to_owned())
+    }
+
+    /// Waits until the guest has powered off and the machine stands.
+    pub fn wait_shutdown(&mut self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if self.run("info status").contains("shutdown") {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        false
+    }
+}
