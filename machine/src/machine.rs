@@ -129,12 +129,15 @@ impl Machine {
         trace_event!(init_phase, "configuration");
         let capabilities =
             accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
-        let parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
+        let mut parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
             MachineError::Config(format!("-cpu {}: {e}; -cpu help lists the models", config.cpu))
         })?;
         parsed.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         let smp = config.smp;
         let topology = Topology { sockets: smp.sockets, cores: smp.cores * smp.dies, threads: smp.threads };
+        if topology.threads > 1 {
+            parsed.model.show_threads();
+        }
         if smp.cpus == 0 || smp.cpus > capabilities.max_vcpus {
             return Err(MachineError::Config(format!(
                 "-smp {}: the {} engine runs 1 to {} vCPUs",

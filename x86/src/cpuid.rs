@@ -596,6 +596,15 @@ impl CpuModel {
         }
     }
 
+    /// Makes the threads of a core visible on models of vendors that hide them without TOPOEXT: systems then
+    /// believe leaf Bh. A no-op elsewhere.
+    pub fn show_threads(&mut self) {
+        if !self.is_intel() {
+            self.features.set(Feature::Topoext, true);
+            self.xlevel = self.xlevel.max(0x8000_001e);
+        }
+    }
+
     /// Whether the guest has the feature.
     #[inline]
     pub fn has(&self, f: Feature) -> bool {
