@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// Bytes of translations at which all are dropped.
-const LIMIT: usize = 24 << 20;
+const LIMIT: usize = 18 << 20;
 
 type Key = (usize, u64, u32);
 

@@ -187,3 +187,60 @@ fn a_hidden_feature_does_not_execute() {
     let (_, mut vcpu) = user(&hex("c4e278f2c0ebfe"), "qemu64");
     assert_eq!(vcpu.run(Budget::Instructions(1)), VcpuExit::TripleFault);
 }
+
+#[test]
+fn a_debugger_stops_before_a_breakpoint_and_after_a_step() {
+    use anura_accel::{DebugControl, DebugEvent};
+    // nop; nop; inc eax; jmp l
+    let (_, mut vcpu) = user(&hex("9090ffc0ebfa"), "qemu64");
+    let at = CODE + 2;
+    vcpu.set_debug(&DebugControl { single_step: false, breakpoints: vec![at] }).unwrap();
+    for n in 0..3 {
+        let stop = VcpuExit::Debug(DebugEvent::Breakpoint { linear: at });
+        assert_eq!(vcpu.run(Budget::Unlimited), stop);
+        let s = vcpu.state();
+        assert_eq!((s.rip, s.gpr[0]), (at, n));
+    }
+    vcpu.set_debug(&DebugControl { single_step: true, breakpoints: vec![] }).unwrap();
+    assert_eq!(vcpu.run(Budget::Unlimited), VcpuExit::Debug(DebugEvent::Step));
+    let s = vcpu.state();
+    assert_eq!((s.rip, s.gpr[0]), (at + 2, 3));
+}
+
+#[test]
+fn a_kick_ends_a_run_at_an_instruction_boundary() {
+    let (_, mut vcpu) = user(&hex("ffc0ebfc"), "qemu64");
+    let kicker = vcpu.kicker();
+    kicker.kick();
+    assert_eq!(vcpu.run(Budget::Unlimited), VcpuExit::Interrupted);
+    assert_eq!(vcpu.instructions(), 0);
+    let thread = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        kicker.kick();
+    });
+    assert_eq!(vcpu.run(Budget::Unlimited), VcpuExit::Interrupted);
+    thread.join().unwrap();
+    let (n, s) = (vcpu.instructions(), vcpu.state());
+    assert!(n > 0);
+    assert_eq!(s.gpr[0] as u32, n.div_ceil(2) as u32);
+    assert_eq!(s.rip, CODE + if n.is_multiple_of(2) { 0 } else { 2 });
+}
+
+#[test]
+fn elements_that_a_mask_leaves_out_are_not_touched() {
+    // vpcmpeqd xmm1,xmm1,xmm1; vpsrldq xmm1,xmm1,8 (two elements on); vmaskmovps xmm0,xmm1,[rdi]; jmp $
+    let (bed, mut vcpu) = user(&hex("c5f176c9c5f173d908c4e2712c07ebfe"), "max");
+    if !anura_x86::FeatureSet::host().has(anura_x86::Feature::Avx) {
+        return;
+    }
+    let cpu = vcpu.cpu();
+    cpu.env.cr4 |= 1 << 18;
+    cpu.env.xcr0 = 7;
+    cpu.after_load();
+    // The last eight bytes before an unmapped page.
+    let edge = CODE + 16 * 0x1000 - 8;
+    cpu.env.gpr[7] = edge;
+    bed.put(edge, 0x2222_2222_1111_1111);
+    run(&mut vcpu, 3);
+    assert_eq!(vcpu.state().xsave.xmm(0), [0x2222_2222_1111_1111, 0]);
+}
