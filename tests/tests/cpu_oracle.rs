@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![cfg(target_arch = "x86_64")]
 
+use anura_accel_tcg::oracle::generate::Width;
 use anura_accel_tcg::oracle::{Oracle, Report};
 
 #[test]
@@ -12,7 +13,10 @@ fn the_interpreter_agrees_with_the_host_on_every_encoding() {
     }
     let mut oracle = Oracle::new(0x0dd_5eed).expect("the runner's fixed addresses are free");
     let mut report = Report::default();
-    oracle.run(60_000, None, &mut report).expect("the runner's pages can be protected");
+    for width in [Width::Bits64, Width::Bits32] {
+        oracle.set_width(width).expect("the runner's pages can be protected");
+        oracle.run(40_000, None, &mut report).expect("the runner's pages can be protected");
+    }
     assert!(report.cases > 50_000 && report.encodings.len() > 1_000, "the generator drew too little");
     assert_eq!(report.differences, 0, "{}", report.examples.join("\n"));
 }

@@ -394,7 +394,6 @@ pub fn verw(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 pub fn arpl(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     need_protected(cpu)?;
     let old = if a.mem {
-        cpu.probe_write(a.a, 2, View::Data)?;
         u64::from(cpu.read_u16(a.a, View::Data)?)
     } else {
         cpu.env.gpr[usize::from(a.reg)] & 0xffff

@@ -257,6 +257,15 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool) -> Option<Patched> {
             out.push(3 << 6 | reg_field << 3 | low);
         }
     }
+    if vex && !is64 {
+        // Outside of 64-bit code W says nothing about general registers.
+        use Mnemonic::*;
+        let lengths = matches!(i.mnemonic(), Vpcmpestri | Vpcmpestrm | Vpcmpestri64 | Vpcmpestrm64);
+        let from_memory = matches!(i.mnemonic(), Vcvtsi2sd | Vcvtsi2ss);
+        if gpr_operand.is_some() || lengths || from_memory {
+            out[head + 2] &= 0x7f;
+        }
+    }
     if vex {
         let p1 = &mut out[head + 1];
         *p1 = *p1 & 0x1f | 0x40 | if r { 0 } else { 0x80 } | if b_bit { 0 } else { 0x20 };
@@ -267,7 +276,16 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool) -> Option<Patched> {
         }
     }
     out.extend_from_slice(bytes.get(at..)?);
+    if !is64 && is_blend_by_register(i) {
+        // The register in the immediate has three bits here.
+        *out.last_mut()? &= 0x7f;
+    }
     Some(Patched { bytes: out, reg, rm })
+}
+
+/// The fourth operand is a register in the immediate byte.
+fn is_blend_by_register(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Vblendvps | Mnemonic::Vblendvpd | Mnemonic::Vpblendvb)
 }
 
 fn immediate_len(i: &Instruction) -> usize {
@@ -284,7 +302,7 @@ fn immediate_len(i: &Instruction) -> usize {
     }
     // The fourth register operand of VEX blends lives in an immediate byte.
     if i.encoding() == EncodingKind::VEX && i.op_count() == 4 && n == 0 {
-        is4 = matches!(i.mnemonic(), Mnemonic::Vblendvps | Mnemonic::Vblendvpd | Mnemonic::Vpblendvb);
+        is4 = is_blend_by_register(i);
     }
     n + usize::from(is4)
 }
@@ -373,7 +391,9 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         }
     }
     if i.mnemonic() == Vzeroupper || i.mnemonic() == Vzeroall {
-        (vectors, stores) = (0xffff, 0xffff);
+        // All that the mode can name.
+        let all = if is64 { 0xffff } else { 0xff };
+        (vectors, stores) = (all, all);
     }
     // The decoder also counts the condition bits of the x87 here.
     o.flags = i.rflags_modified() & STATUS_BITS != 0;
@@ -385,7 +405,8 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
             | u8::from(o.x87) << 1
             | u8::from(o.mxcsr) << 2
             | u8::from(o.flags) << 3
-            | u8::from(o.flags_in) << 4,
+            | u8::from(o.flags_in) << 4
+            | u8::from(is64) << 5,
     );
     if let Some(e) = arena.known.get(&id) {
         o.entry = Some(*e);

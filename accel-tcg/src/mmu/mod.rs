@@ -10,6 +10,7 @@ pub mod tlb;
 pub mod walk;
 
 use crate::env::{Cpu, Exec, Fault};
+use crate::mode::key;
 use anura_accel::VmSpaces;
 use anura_memory::{RamBlock, RangeKind, SpaceCache};
 use anura_vmcore::{Width, guest_error};
@@ -337,7 +338,7 @@ impl Cpu {
         let a = self.place(va, view, false)?;
         let b = match rest {
             0 => None,
-            _ => Some(self.place(self.next_page(va), view, false)?),
+            _ => Some(self.place(self.next_page(va, view)?, view, false)?),
         };
         if self.mmu.watch {
             self.data_breakpoint(va, buf.len() as u64, false);
@@ -356,7 +357,7 @@ impl Cpu {
         let a = self.place(va, view, true)?;
         let b = match rest {
             0 => None,
-            _ => Some(self.place(self.next_page(va), view, true)?),
+            _ => Some(self.place(self.next_page(va, view)?, view, true)?),
         };
         if self.mmu.watch {
             self.data_breakpoint(va, data.len() as u64, true);
@@ -377,7 +378,7 @@ impl Cpu {
         let (_, rest) = self.pieces(va, len);
         self.place(va, view, true)?;
         if rest != 0 {
-            self.place(self.next_page(va), view, true)?;
+            self.place(self.next_page(va, view)?, view, true)?;
         }
         Ok(())
     }
@@ -387,7 +388,7 @@ impl Cpu {
         let (_, rest) = self.pieces(va, len);
         self.place(va, view, false)?;
         if rest != 0 {
-            self.place(self.next_page(va), view, false)?;
+            self.place(self.next_page(va, view)?, view, false)?;
         }
         Ok(())
     }
@@ -422,10 +423,18 @@ impl Cpu {
         (len.min(room), len.saturating_sub(room))
     }
 
-    /// Start of the page behind that of `va`; wraps at 4 GiB outside of 64-bit code.
-    fn next_page(&self, va: u64) -> u64 {
+    /// Start of the page behind that of `va`. Outside of 64-bit code linear addresses wrap at 4 GiB,
+    /// but an access by a flat segment would pass its limit there.
+    fn next_page(&self, va: u64, view: View) -> Exec<u64> {
         let next = (va & !0xfff).wrapping_add(0x1000);
-        if self.env.is_64bit() { next } else { next & 0xffff_ffff }
+        if self.env.is_64bit() || next >> 32 == 0 {
+            return Ok(next);
+        }
+        match view {
+            View::Data if self.env.mode_key & key::FLAT != 0 => Err(Fault::GP0),
+            View::Stack if self.env.mode_key & key::FLAT != 0 => Err(Fault::SS0),
+            _ => Ok(next & 0xffff_ffff),
+        }
     }
 
     fn want(&self, view: View, write: bool) -> Want {

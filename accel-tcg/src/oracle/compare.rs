@@ -19,8 +19,11 @@
 //!   masked, where an exact tiny result is no underflow and PE is set besides.
 //! - DPPS and DPPD with an unmasked exception: the host stops after the step that raised it, the
 //!   engine shows the flags of all steps. Both fault.
+//! - F2 and F3 on LOOPcc in 32-bit code, where they choose the condition on AMD's hosts: not drawn.
+//! - POPA that faults half way: hosts keep the registers that were popped before.
+//! - VMASKMOV without a selected element through a segment that cannot be written.
 //! - The P bit of a page fault in the upper half: the host's kernel is mapped there, ours is not.
-use super::generate::Case;
+use super::generate::{Case, Width};
 use super::guest::is_fetch;
 use super::{FpImage, Outcome};
 use anura_x86::regs::{error, rflags, vector};
@@ -71,7 +74,8 @@ pub struct Verdict {
 }
 
 /// Compares the registers and the fault.
-pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Verdict {
+pub fn difference(case: &Case, host: &Outcome, ours: &Outcome, width: Width) -> Verdict {
+    use iced_x86::Mnemonic::{Popa, Popad, Vmaskmovpd, Vmaskmovps, Vpmaskmovd, Vpmaskmovq};
     let excuse = Verdict { excused: true, ..Verdict::default() };
     let mut text = String::new();
     let mut host_trap = host.trap;
@@ -95,6 +99,15 @@ pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Verdict {
     {
         h.cr2 = o.cr2;
     }
+    let mnemonic = case.instruction.mnemonic();
+    let refused = host_trap.is_none() && ours.trap.is_some_and(|t| t.vector == vector::GP);
+    let by_mask = matches!(mnemonic, Vmaskmovpd | Vmaskmovps | Vpmaskmovd | Vpmaskmovq);
+    if by_mask && refused && width == Width::Bits32 {
+        return excuse;
+    }
+    if matches!(mnemonic, Popa | Popad) && host_trap.is_some() && host_trap == ours.trap {
+        return excuse;
+    }
     let call = case.instruction.mnemonic() == iced_x86::Mnemonic::Call;
     if call && ours.trap.is_some_and(|t| t.vector == vector::GP) && host_trap.is_some() {
         host_trap = ours.trap;
@@ -113,8 +126,10 @@ pub fn difference(case: &Case, host: &Outcome, ours: &Outcome) -> Verdict {
     if host.rip != ours.rip {
         let _ = write!(text, " rip: host {:#x}, ours {:#x};", host.rip, ours.rip);
     }
+    // The upper halves are undefined after 32-bit code.
+    let mask = if width == Width::Bits32 { 0xffff_ffff } else { u64::MAX };
     for (i, (h, o)) in host.gpr.iter().zip(&ours.gpr).enumerate() {
-        if h != o {
+        if (h ^ o) & mask != 0 {
             let _ = write!(text, " r{i}: host {h:#x}, ours {o:#x};");
         }
     }

@@ -130,33 +130,58 @@ pub struct Generator {
     /// Vector and x87 images.
     pub images: Vec<FpImage>,
     features: Features,
+    width: Width,
 }
 
-const MODE: u32 = key::L64
-    | 3 << key::CPL_SHIFT
-    | key::PROT
-    | key::CS_BASE0
-    | key::FLAT
-    | key::CS_FLAT
-    | key::MP
-    | key::SSE
-    | key::AVX
-    | key::OSXSAVE
-    | key::LMA;
+/// What code the cases are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// 64-bit code.
+    Bits64,
+    /// 32-bit code in compatibility mode.
+    Bits32,
+}
+
+impl Width {
+    /// The mode key of such code in user mode.
+    fn mode(self) -> u32 {
+        let code = match self {
+            Width::Bits64 => key::L64,
+            Width::Bits32 => key::CODE32 | key::STACK32,
+        };
+        code | 3 << key::CPL_SHIFT
+            | key::PROT
+            | key::CS_BASE0
+            | key::FLAT
+            | key::CS_FLAT
+            | key::MP
+            | key::SSE
+            | key::AVX
+            | key::OSXSAVE
+            | key::LMA
+    }
+    fn bits(self) -> u32 {
+        if self == Width::Bits64 { 64 } else { 32 }
+    }
+}
 
 /// Instructions that no user-mode comparison can judge, with the reason.
 fn left_out(i: &Instruction) -> Option<&'static str> {
     use Mnemonic::*;
     Some(match i.mnemonic() {
-        Syscall | Sysenter | Int | Int1 | Into => "enters the host's kernel",
+        Syscall | Sysenter | Int | Int1 => "enters the host's kernel",
         Rdtsc | Rdtscp | Rdrand | Rdseed | Rdpid | Cpuid | Rdpmc | Xgetbv => "reads what differs by nature",
         Sgdt | Sidt | Sldt | Str | Smsw | Lar | Lsl | Verr | Verw => "reads the host's descriptor tables",
-        Lss | Lfs | Lgs | Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => "changes segments that the host needs",
+        Lds | Les | Lss | Lfs | Lgs | Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => {
+            "changes segments that the host needs"
+        }
         Mov | Pop | Push if (0..i.op_count()).any(|n| i.op_register(n).is_segment_register()) => {
             "moves segment registers, which hold the host's selectors"
         }
         Iret | Iretd | Iretq | Retf => "changes segments that the host needs",
-        Call | Jmp if i.is_call_far_indirect() || i.is_jmp_far_indirect() => {
+        Call | Jmp
+            if i.is_call_far_indirect() || i.is_jmp_far_indirect() || i.is_call_far() || i.is_jmp_far() =>
+        {
             "changes segments that the host needs"
         }
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 => {
@@ -204,14 +229,14 @@ impl Template {
 
 impl Generator {
     /// Finds the encodings that a guest with these features has.
-    pub fn new(features: Features, random: &mut Random) -> Self {
+    pub fn new(features: Features, width: Width, random: &mut Random) -> Self {
         let mut found: BTreeMap<u32, (Code, Vec<Template>)> = BTreeMap::new();
         let mut bytes = Vec::with_capacity(32);
         let mut consider = |t: Template, found: &mut BTreeMap<u32, (Code, Vec<Template>)>| {
             bytes.clear();
-            t.write(&mut bytes, 0, 1, t.modrm);
+            t.write(&mut bytes, 0, 9, t.modrm);
             bytes.extend([0; 10]);
-            let Ok(i) = decode(&bytes, CODE, MODE, &features) else { return };
+            let Ok(i) = decode(&bytes, CODE, width.mode(), &features) else { return };
             if !features.allow(&i) || left_out(&i).is_some() {
                 return;
             }
@@ -220,10 +245,11 @@ impl Generator {
                 entry.1.push(t);
             }
         };
+        let wide = width == Width::Bits64;
         let mut leads = vec![];
         for prefix in [0, 0x66, 0xf3, 0xf2] {
             for map in 0..4 {
-                for w in [false, true] {
+                for w in if wide { &[false, true][..] } else { &[false] }.iter().copied() {
                     leads.push(Lead::Legacy { prefix, map, w });
                 }
             }
@@ -242,7 +268,8 @@ impl Generator {
                 // Prefixes and escapes are no opcodes; C4, C5, 62 and 8F lead elsewhere.
                 let prefix = one_byte
                     && matches!(opcode, 0x0f | 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x62..=0x67 | 0xc4 | 0xc5 | 0xf0 | 0xf2 | 0xf3)
-                    && opcode != 0x63;
+                    && opcode != 0x63
+                    && (wide || !matches!(opcode, 0x40..=0x4f | 0x62));
                 let escape =
                     matches!(lead, Lead::Legacy { map: 1, .. }) && matches!(opcode, 0x38 | 0x3a | 0x0f);
                 if prefix || escape {
@@ -263,12 +290,12 @@ impl Generator {
         let encodings = found
             .into_values()
             .map(|(code, templates)| {
-                let thunk = templates.first().is_some_and(|t| runs_on_host(t, &features));
+                let thunk = templates.first().is_some_and(|t| runs_on_host(t, &features, width));
                 Encoding { code, thunk, templates }
             })
             .collect();
         let images = (0..512).map(|_| random_image(random)).collect();
-        Self { encodings, images, features }
+        Self { encodings, images, features, width }
     }
 
     /// A case of the given encoding in the code slot at `offset`; `None` if this draw gave none.
@@ -286,9 +313,12 @@ impl Generator {
         if legacy && t.modrm < 0xc0 && r.chance(30) && lockable(e.code) {
             bytes.push(0xf0);
         }
-        let rex = if r.chance(60) { r.below(8) as u8 } else { 0 };
+        let wide = self.width == Width::Bits64;
+        let rex = if wide && r.chance(60) { r.below(8) as u8 } else { 0 };
         let modrm = self.modrm(&t, r);
-        t.write(&mut bytes, rex, r.below(16) as u8, modrm);
+        // As written, complemented: registers 8 and up do not exist in 32-bit code.
+        let vvvv = r.below(16) as u8 | if wide { 0 } else { 8 };
+        t.write(&mut bytes, rex, vvvv, modrm);
         let (mode, rm) = (modrm >> 6, modrm & 7);
         if mode != 3 && rm == 4 {
             bytes.push(r.bits() as u8);
@@ -298,12 +328,12 @@ impl Generator {
         bytes.extend(r.value().to_le_bytes());
         bytes.truncate(15);
         let rip = CODE + offset as u64;
-        let i = decode(&bytes, rip, MODE, &self.features).ok()?;
+        let i = decode(&bytes, rip, self.width.mode(), &self.features).ok()?;
         if i.code() != e.code || left_out(&i).is_some() {
             return None;
         }
         let options = if self.features.amd { DecoderOptions::AMD } else { 0 };
-        let mut decoder = Decoder::with_ip(64, &bytes, rip, options);
+        let mut decoder = Decoder::with_ip(self.width.bits(), &bytes, rip, options);
         let plain = decoder.decode();
         if plain.len() != i.len() {
             return None;
@@ -342,7 +372,7 @@ impl Generator {
         let len = i.len();
         let mut gpr: [u64; 16] = std::array::from_fn(|_| r.value());
         // The stack is always somewhere, since a fault on the way shows it.
-        gpr[4] = target(r, 16);
+        gpr[4] = self.target(r, 16);
         let fp = r.below(self.images.len() as u64) as usize;
         let mut patch = None;
         let taken = rip - (rip - CODE) % 64 + TAKEN as u64;
@@ -356,13 +386,18 @@ impl Generator {
             bytes[at..at + size].copy_from_slice(&relative.to_le_bytes()[..size]);
         }
         operands(&i, &mut gpr, r);
-        if let Some(t) = memory(&mut i, &mut bytes, &offsets, &mut gpr, r)? {
+        if let Some(t) = self.memory(&mut i, &mut bytes, &offsets, &mut gpr, r)? {
             near_values(&i, t, &mut gpr, &mut patch, taken, r);
         } else if matches!(i.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) && i.op0_kind() == OpKind::Register {
             let n = number(i.op0_register())?;
-            if i.op0_register().is_gpr64() && r.chance(80) {
+            if (i.op0_register().is_gpr64() || i.op0_register().is_gpr32()) && r.chance(80) {
                 gpr[n] = taken;
             }
+        }
+        let loops = matches!(i.mnemonic(), Mnemonic::Loope | Mnemonic::Loopne);
+        let prefixes = &bytes[..len.saturating_sub(2)];
+        if loops && self.width == Width::Bits32 && prefixes.iter().any(|p| matches!(p, 0xf2 | 0xf3)) {
+            return None;
         }
         // A flag image at the very end of the data could not be kept free of TF.
         let popf = matches!(i.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq);
@@ -376,13 +411,16 @@ impl Generator {
         stack_values(&i, &gpr, &mut patch, taken, r);
         bytes.truncate(len);
         bytes.resize(15, 0);
-        let again = decode(&bytes, rip, MODE, &self.features).ok()?;
+        let again = decode(&bytes, rip, self.width.mode(), &self.features).ok()?;
         if again.code() != i.code() || again.len() != len {
             return None;
         }
         // The status flags and DF are free; IF is set in user mode.
         let df = if r.chance(20) { 0x400 } else { 0 };
         let flags = r.bits() & 0x8d5 | df | 0x202;
+        if self.width == Width::Bits32 {
+            gpr = gpr.map(|v| v & 0xffff_ffff);
+        }
         let bytes: [u8; 15] = bytes.try_into().ok()?;
         let vector = i.is_vsib().then(|| {
             let lane = |r: &mut Random, n: u32| {
@@ -396,6 +434,128 @@ impl Generator {
     }
 }
 
+impl Generator {
+    /// An address for `size` bytes.
+    fn target(&self, r: &mut Random, size: u64) -> u64 {
+        let window = match r.below(100) {
+            0..=54 => WINDOWS[0],
+            55..=74 => WINDOWS[1],
+            75..=87 => WINDOWS[2],
+            88..=97 => WINDOWS[3],
+            _ if self.width == Width::Bits32 => WINDOWS[3],
+            _ => return 1 << 47 | r.bits() >> 24,
+        };
+        let at = DATA + window + r.below(96) - 48;
+        // Aligned more often than chance would have it.
+        if r.chance(60) { at & !(size.max(1).next_power_of_two() - 1) } else { at }
+    }
+
+    /// Makes explicit and implicit memory operands point into the windows. `None`: not possible in
+    /// this draw; otherwise the address of the operand, if there is one.
+    #[allow(clippy::option_option)]
+    fn memory(
+        &self,
+        i: &mut Instruction,
+        bytes: &mut [u8],
+        offsets: &ConstantOffsets,
+        gpr: &mut [u64; 16],
+        r: &mut Random,
+    ) -> Option<Option<u64>> {
+        let size = (i.memory_size().size() as u64).clamp(1, 64);
+        let mut address = None;
+        for n in 0..i.op_count() {
+            let (register, mask) = match i.op_kind(n) {
+                OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return None,
+                OpKind::MemorySegESI => (6, 0xffff_ffff),
+                OpKind::MemorySegRSI => (6, u64::MAX),
+                OpKind::MemorySegEDI | OpKind::MemoryESEDI => (7, 0xffff_ffff),
+                OpKind::MemorySegRDI | OpKind::MemoryESRDI => (7, u64::MAX),
+                _ => continue,
+            };
+            let t = self.target(r, size);
+            if t > u64::from(u32::MAX) && mask != u64::MAX {
+                return None;
+            }
+            gpr[register] = t | gpr[register] & !mask;
+            address = Some(t);
+        }
+        if i.mnemonic() == Mnemonic::Leave {
+            gpr[5] = self.target(r, 8);
+        }
+        if i.mnemonic() == Mnemonic::Enter {
+            gpr[5] = self.target(r, 8);
+        }
+        if !(0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
+            return Some(address);
+        }
+        if matches!(i.memory_segment(), Register::FS | Register::GS) {
+            return None;
+        }
+        let (base, index) = (i.memory_base(), i.memory_index());
+        if base.is_gpr16() || index.is_gpr16() {
+            return None;
+        }
+        let address_size_32 = base.is_gpr32() || index.is_gpr32() || base == Register::EIP;
+        let mut t = self.target(r, size);
+        if t > u64::from(u32::MAX) && (address_size_32 || base.is_ip()) {
+            t = DATA + WINDOWS[1] - r.below(40);
+        }
+        let displacement = i.memory_displacement64();
+        if base.is_ip() || base == Register::None && index == Register::None {
+            let at = offsets.displacement_offset();
+            if at == 0 || offsets.displacement_size() < 4 {
+                return None;
+            }
+            if t > u64::from(u32::MAX) {
+                t = DATA + WINDOWS[2] - r.below(40);
+            }
+            let value = if base.is_ip() { t.wrapping_sub(i.next_ip()) } else { t };
+            let size = offsets.displacement_size();
+            bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+            return Some(Some(t));
+        }
+        let scale = u64::from(i.memory_index_scale());
+        let wrap = |v: u64| if address_size_32 { v & 0xffff_ffff } else { v };
+        let junk = if address_size_32 { r.bits() << 32 } else { 0 };
+        if base == Register::None && i.is_vsib() {
+            return None;
+        }
+        if base == Register::None {
+            // Only an index: solve as well as the scale allows.
+            let v = wrap(t.wrapping_sub(displacement)) / scale;
+            gpr[number(index)?] = v | junk;
+            return Some(Some(wrap(v.wrapping_mul(scale).wrapping_add(displacement))));
+        }
+        let b = number(base)?;
+        let mut sum = displacement;
+        if index != Register::None && !i.is_vsib() {
+            let x = number(index)?;
+            if x == b {
+                let v = wrap(t.wrapping_sub(displacement)) / (scale + 1);
+                gpr[b] = v | junk;
+                return Some(Some(wrap(v.wrapping_mul(scale + 1).wrapping_add(displacement))));
+            }
+            let v = (r.below(64) as i64 - 32) as u64;
+            gpr[x] = wrap(v) | junk;
+            sum = sum.wrapping_add(v.wrapping_mul(scale));
+        }
+        gpr[b] = wrap(t.wrapping_sub(sum)) | junk;
+        if i.mnemonic() == Mnemonic::Xlatb {
+            gpr[3] = t.wrapping_sub(gpr[0] & 0xff);
+        }
+        // A bit offset in the same register as the base would move the operand anywhere.
+        if matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+            && i.op1_kind() == OpKind::Register
+        {
+            let n = number(i.op1_register())?;
+            if n == b || number(index) == Some(n) {
+                return None;
+            }
+        }
+        Some(Some(t))
+    }
+}
+
 /// SHLD and SHRD of 16 bits by more than 16 have no defined result.
 fn shift_is_undefined(i: &Instruction, gpr: &[u64; 16]) -> bool {
     if !matches!(i.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) || !i.op1_register().is_gpr16() {
@@ -406,12 +566,12 @@ fn shift_is_undefined(i: &Instruction, gpr: &[u64; 16]) -> bool {
 }
 
 /// Whether the instruction of a template becomes an operation that the host runs.
-fn runs_on_host(t: &Template, features: &Features) -> bool {
+fn runs_on_host(t: &Template, features: &Features, width: Width) -> bool {
     let mut bytes = vec![];
-    t.write(&mut bytes, 0, 1, t.modrm);
+    t.write(&mut bytes, 0, 9, t.modrm);
     bytes.extend([0; 16]);
     let second = || Err::<[u8; 15], ()>(());
-    blocks::build(&bytes, second, (0, CODE, MODE), features, 1)
+    blocks::build(&bytes, second, (0, CODE, width.mode()), features, 1)
         .is_ok_and(|b| b.block.ops.iter().any(|o| o.op == Opcode::X86))
 }
 
@@ -449,20 +609,6 @@ fn number(reg: Register) -> Option<usize> {
 /// Offsets in the data that memory operands lie around: a page's middle, two writable pages,
 /// a writable and a read-only one, the read-only page and the absent one.
 pub const WINDOWS: [u64; 4] = [0x800, 0x1000, 0x2000, 0x3000];
-
-/// An address for `size` bytes.
-fn target(r: &mut Random, size: u64) -> u64 {
-    let window = match r.below(100) {
-        0..=54 => WINDOWS[0],
-        55..=74 => WINDOWS[1],
-        75..=87 => WINDOWS[2],
-        88..=97 => WINDOWS[3],
-        _ => return 1 << 47 | r.bits() >> 24,
-    };
-    let at = DATA + window + r.below(96) - 48;
-    // Aligned more often than chance would have it.
-    if r.chance(60) { at & !(size.max(1).next_power_of_two() - 1) } else { at }
-}
 
 /// Values that make register operands interesting: shift counts, divisors, bit offsets, counts.
 fn operands(i: &Instruction, gpr: &mut [u64; 16], r: &mut Random) {
@@ -506,107 +652,6 @@ fn has_32bit_count(i: &Instruction) -> bool {
 /// Whether the instruction is a string instruction.
 pub fn is_string(i: &Instruction) -> bool {
     i.is_string_instruction()
-}
-
-/// Makes explicit and implicit memory operands point into the windows. `None`: not possible in
-/// this draw; otherwise the address of the operand, if there is one.
-#[allow(clippy::option_option)]
-fn memory(
-    i: &mut Instruction,
-    bytes: &mut [u8],
-    offsets: &ConstantOffsets,
-    gpr: &mut [u64; 16],
-    r: &mut Random,
-) -> Option<Option<u64>> {
-    let size = (i.memory_size().size() as u64).clamp(1, 64);
-    let mut address = None;
-    for n in 0..i.op_count() {
-        let (register, mask) = match i.op_kind(n) {
-            OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => return None,
-            OpKind::MemorySegESI => (6, 0xffff_ffff),
-            OpKind::MemorySegRSI => (6, u64::MAX),
-            OpKind::MemorySegEDI | OpKind::MemoryESEDI => (7, 0xffff_ffff),
-            OpKind::MemorySegRDI | OpKind::MemoryESRDI => (7, u64::MAX),
-            _ => continue,
-        };
-        let t = target(r, size);
-        if t > u64::from(u32::MAX) && mask != u64::MAX {
-            return None;
-        }
-        gpr[register] = t | gpr[register] & !mask;
-        address = Some(t);
-    }
-    if i.mnemonic() == Mnemonic::Leave {
-        gpr[5] = target(r, 8);
-    }
-    if i.mnemonic() == Mnemonic::Enter {
-        gpr[5] = target(r, 8);
-    }
-    if !(0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
-        return Some(address);
-    }
-    if matches!(i.memory_segment(), Register::FS | Register::GS) {
-        return None;
-    }
-    let (base, index) = (i.memory_base(), i.memory_index());
-    let address_size_32 = base.is_gpr32() || index.is_gpr32() || base == Register::EIP;
-    let mut t = target(r, size);
-    if t > u64::from(u32::MAX) && (address_size_32 || base.is_ip()) {
-        t = DATA + WINDOWS[1] - r.below(40);
-    }
-    let displacement = i.memory_displacement64();
-    if base.is_ip() || base == Register::None && index == Register::None {
-        let at = offsets.displacement_offset();
-        if at == 0 || offsets.displacement_size() < 4 {
-            return None;
-        }
-        if t > u64::from(u32::MAX) {
-            t = DATA + WINDOWS[2] - r.below(40);
-        }
-        let value = if base.is_ip() { t.wrapping_sub(i.next_ip()) } else { t };
-        let size = offsets.displacement_size();
-        bytes[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
-        return Some(Some(t));
-    }
-    let scale = u64::from(i.memory_index_scale());
-    let wrap = |v: u64| if address_size_32 { v & 0xffff_ffff } else { v };
-    let junk = if address_size_32 { r.bits() << 32 } else { 0 };
-    if base == Register::None && i.is_vsib() {
-        return None;
-    }
-    if base == Register::None {
-        // Only an index: solve as well as the scale allows.
-        let v = wrap(t.wrapping_sub(displacement)) / scale;
-        gpr[number(index)?] = v | junk;
-        return Some(Some(wrap(v.wrapping_mul(scale).wrapping_add(displacement))));
-    }
-    let b = number(base)?;
-    let mut sum = displacement;
-    if index != Register::None && !i.is_vsib() {
-        let x = number(index)?;
-        if x == b {
-            let v = wrap(t.wrapping_sub(displacement)) / (scale + 1);
-            gpr[b] = v | junk;
-            return Some(Some(wrap(v.wrapping_mul(scale + 1).wrapping_add(displacement))));
-        }
-        let v = (r.below(64) as i64 - 32) as u64;
-        gpr[x] = wrap(v) | junk;
-        sum = sum.wrapping_add(v.wrapping_mul(scale));
-    }
-    gpr[b] = wrap(t.wrapping_sub(sum)) | junk;
-    if i.mnemonic() == Mnemonic::Xlatb {
-        gpr[3] = t.wrapping_sub(gpr[0] & 0xff);
-    }
-    // A bit offset in the same register as the base would move the operand anywhere.
-    if matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
-        && i.op1_kind() == OpKind::Register
-    {
-        let n = number(i.op1_register())?;
-        if n == b || number(index) == Some(n) {
-            return None;
-        }
-    }
-    Some(Some(t))
 }
 
 /// Memory contents and registers that belong together: compare and exchange, indirect branches.

@@ -1,4 +1,5 @@
 //! The interpreter's side: the same bytes at the same linear addresses in a small machine.
+use super::generate::Width;
 use super::{CODE, CODE_BYTES, DATA, FpImage, Outcome, Trap};
 use crate::env::Cpu;
 use crate::testbed::{TestBed, enter_long_mode};
@@ -21,6 +22,7 @@ const HANDLERS: u64 = 0x9000;
 const CODE_AT: u64 = 0x20_0000;
 const DATA_AT: u64 = 0x30_0000;
 const USER_CODE: u16 = 0x33;
+const USER_CODE32: u16 = 0x23;
 const USER_DATA: u16 = 0x2b;
 
 /// The machine and its processor.
@@ -31,15 +33,9 @@ pub struct Guest {
     start: Box<anura_x86::CpuState>,
 }
 
-impl Default for Guest {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Guest {
     /// A machine with tables for user code, and handlers that halt.
-    pub fn new() -> Self {
+    pub fn new(width: Width) -> Self {
         let bed = TestBed::new(4 << 20, "max");
         let mut next = ROOT + 0x1000;
         for page in 0..16 {
@@ -76,6 +72,9 @@ impl Guest {
             s.selector = USER_DATA;
         }
         e.seg[1].selector = USER_CODE;
+        if width == Width::Bits32 {
+            e.seg[1] = Segment::new(USER_CODE32, 0, u32::MAX, 0xc0fb);
+        }
         cpu.after_load();
         let start = Box::new(cpu.save_state());
         Self { bed, vcpu, start }

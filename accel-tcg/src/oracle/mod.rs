@@ -13,7 +13,7 @@ pub mod native;
 use crate::frontend::effects::Features;
 use anura_x86::XsaveImage;
 use compare::Verdict;
-use generate::{Case, Generator, Random, WINDOWS};
+use generate::{Case, Generator, Random, WINDOWS, Width};
 use guest::Guest;
 use native::Native;
 use std::collections::BTreeMap;
@@ -102,11 +102,19 @@ fn windows() -> [(usize, usize); 4] {
     })
 }
 
+/// The interpreter's side for one width.
+fn side(width: Width, random: &mut Random) -> (Guest, Generator) {
+    let guest = Guest::new(width);
+    let generator = Generator::new(guest.features(), width, random);
+    (guest, generator)
+}
+
 /// Both sides and the generator.
 pub struct Oracle {
     native: Native,
     guest: Guest,
     generator: Generator,
+    width: Width,
     random: Random,
     /// What the data windows hold before each case.
     master: Vec<u8>,
@@ -116,13 +124,23 @@ pub struct Oracle {
 impl Oracle {
     /// Sets both sides up. Once per process.
     pub fn new(seed: u64) -> io::Result<Self> {
-        let guest = Guest::new();
         let mut random = Random::new(seed);
-        let generator = Generator::new(guest.features(), &mut random);
-        let mut oracle =
-            Self { native: Native::new()?, guest, generator, random, master: vec![0; 0x3000], slot: 0 };
+        let (guest, generator) = side(Width::Bits64, &mut random);
+        let native = Native::new()?;
+        let width = Width::Bits64;
+        let master = vec![0; 0x3000];
+        let mut oracle = Self { native, guest, generator, width, random, master, slot: 0 };
         oracle.refill()?;
         Ok(oracle)
+    }
+
+    /// From now on cases are code of this width.
+    pub fn set_width(&mut self, width: Width) -> io::Result<()> {
+        if width != self.width {
+            (self.guest, self.generator) = side(width, &mut self.random);
+            self.width = width;
+        }
+        self.refill()
     }
 
     /// New random data in the windows on both sides.
@@ -167,7 +185,8 @@ impl Oracle {
         }
         for (n, t) in tallies.iter().enumerate().filter(|(n, _)| chosen.contains(n)) {
             let e = &self.generator.encodings[n];
-            let entry = report.encodings.entry(format!("{:?}", e.code)).or_default();
+            let tail = if self.width == Width::Bits32 { " (32-bit code)" } else { "" };
+            let entry = report.encodings.entry(format!("{:?}{tail}", e.code)).or_default();
             entry.cases += t.cases;
             entry.completed += t.completed;
             entry.differences += t.differences;
@@ -200,7 +219,7 @@ impl Oracle {
         let offset = (case.instruction.ip() - CODE) as usize;
         self.slot = (offset + 64) % CODE_BYTES;
         let bytes = &case.bytes[..case.len];
-        self.native.place(offset, bytes);
+        self.native.place(offset, bytes, self.width);
         self.guest.place(offset, bytes);
         let patched = case.patch.map(|(at, value)| {
             let mut old = [0; 8];
@@ -222,10 +241,10 @@ impl Oracle {
             }
             fp = &own;
         }
-        let host = self.native.run(offset, case.len, &case.gpr, case.flags, fp);
+        let host = self.native.run(case, fp, self.width);
         let ours = self.guest.run(offset, &case.gpr, case.flags, fp);
         let verdict = match &ours {
-            Ok(ours) => compare::difference(case, &host, ours),
+            Ok(ours) => compare::difference(case, &host, ours, self.width),
             Err(e) => Verdict { text: Some(format!(" {e};")), ..Verdict::default() },
         };
         let mut text = verdict.text;

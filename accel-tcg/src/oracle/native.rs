@@ -6,6 +6,7 @@
 //! stack notes trap number, error code and CR2 and lets the exit code run.
 //!
 //! One runner per process: the addresses and the signal handlers are process-wide.
+use super::generate::{Case, Width};
 use super::{CODE, CODE_BYTES, DATA, DATA_PAGES, FpImage, Outcome, TAKEN, Trap};
 use std::io;
 use std::ptr;
@@ -28,6 +29,18 @@ const EXIT_NEXT: usize = STATE + 0x940;
 const EXIT_TAKEN: usize = STATE + 0x948;
 const FP_MASK: usize = STATE + 0x950;
 const TRAP: usize = STATE + 0x960;
+/// Offset and selector of a far pointer to 32-bit code.
+const FAR: usize = STATE + 0x990;
+/// A page of small code that 32-bit code can reach.
+const STUBS: usize = 0x1001_0000;
+/// In it: to 32-bit code, and back to the two exits.
+const ENTER32: usize = STUBS;
+const NEXT32: usize = STUBS + 16;
+const TAKEN32: usize = STUBS + 32;
+/// Linux's user segments: 64-bit code, 32-bit code, data.
+const CS64: u16 = 0x33;
+const CS32: u16 = 0x23;
+const DATA32: u16 = 0x2b;
 
 std::arch::global_asm!(
     r#"
@@ -180,11 +193,34 @@ impl Native {
         const { assert!(DATA_PAGES == 4) };
         let mut native = Self { code, alt_stack: vec![0; 256 << 10] };
         native.install_handlers()?;
+        native.map_stubs()?;
         native.protect(true)?;
         put(EXIT_NEXT, anura_oracle_next as *const () as u64);
         put(EXIT_TAKEN, anura_oracle_taken as *const () as u64);
         put(FP_MASK, 7);
         Ok(native)
+    }
+
+    /// The way into 32-bit code and out of it, and data segments that it can use.
+    fn map_stubs(&self) -> io::Result<()> {
+        let p = map_fixed(STUBS, 0x1000, libc::PROT_READ | libc::PROT_WRITE, -1)?;
+        let far = (FAR as u32).to_le_bytes();
+        let enter = [0xff, 0x2c, 0x25, far[0], far[1], far[2], far[3]];
+        for (at, code) in [(ENTER32, enter), (NEXT32, jump(EXIT_NEXT)), (TAKEN32, jump(EXIT_TAKEN))] {
+            // SAFETY: inside the page that was just mapped.
+            unsafe { ptr::copy_nonoverlapping(code.as_ptr(), p.add(at - STUBS), code.len()) };
+        }
+        // SAFETY: the page is ours; nothing of Rust lies in it.
+        let r = unsafe { libc::mprotect(p.cast(), 0x1000, libc::PROT_READ | libc::PROT_EXEC) };
+        if r != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: 64-bit code does not look at DS and ES; the selector is the one that Linux gives
+        // to 32-bit programs.
+        unsafe {
+            std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) u32::from(DATA32), options(nostack));
+        }
+        Ok(())
     }
 
     fn protect(&self, read_only: bool) -> io::Result<()> {
@@ -221,12 +257,16 @@ impl Native {
 
     /// Puts an instruction at an offset in the code, with the jumps to the exits behind it and
     /// at the place that taken branches go to.
-    pub fn place(&mut self, offset: usize, bytes: &[u8]) {
+    pub fn place(&mut self, offset: usize, bytes: &[u8], width: Width) {
         assert!(bytes.len() <= 15 && offset + 64 <= CODE_BYTES, "the slot is inside the code");
         let mut slot = [0xcc; 64];
         slot[..bytes.len()].copy_from_slice(bytes);
-        slot[bytes.len()..bytes.len() + 7].copy_from_slice(&jump(EXIT_NEXT));
-        slot[TAKEN..TAKEN + 7].copy_from_slice(&jump(EXIT_TAKEN));
+        let (next, taken) = match width {
+            Width::Bits64 => (jump(EXIT_NEXT), jump(EXIT_TAKEN)),
+            Width::Bits32 => (far_jump(NEXT32), far_jump(TAKEN32)),
+        };
+        slot[bytes.len()..bytes.len() + 7].copy_from_slice(&next);
+        slot[TAKEN..TAKEN + 7].copy_from_slice(&taken);
         // SAFETY: inside the mapping, as asserted; the processor is not running it now.
         unsafe { ptr::copy_nonoverlapping(slot.as_ptr(), self.code.add(offset), 64) };
     }
@@ -254,10 +294,17 @@ impl Native {
         if read_only { self.protect(true) } else { Ok(()) }
     }
 
-    /// Runs the instruction at an offset in the code. `len` is its length.
-    pub fn run(&mut self, offset: usize, len: usize, gpr: &[u64; 16], flags: u64, fp: &FpImage) -> Outcome {
-        let start = CODE + offset as u64;
-        put(TARGET, start);
+    /// Runs a case whose instruction was placed at its offset in the code.
+    pub fn run(&mut self, case: &Case, fp: &FpImage, width: Width) -> Outcome {
+        let (gpr, flags, len) = (&case.gpr, case.flags, case.len);
+        let start = case.instruction.ip();
+        match width {
+            Width::Bits64 => put(TARGET, start),
+            Width::Bits32 => {
+                put(TARGET, ENTER32 as u64);
+                put(FAR, start | u64::from(CS32) << 32);
+            }
+        }
         put(FLAGS_IN, flags);
         put(TRAP, u64::MAX);
         // SAFETY: the state page is ours and mapped; the instruction was chosen to touch the
@@ -286,6 +333,13 @@ impl Native {
         }
         out
     }
+}
+
+/// `jmp 0x33:abs32` of 32-bit code.
+fn far_jump(to: usize) -> [u8; 7] {
+    let a = (to as u32).to_le_bytes();
+    let s = CS64.to_le_bytes();
+    [0xea, a[0], a[1], a[2], a[3], s[0], s[1]]
 }
 
 /// `jmp qword ptr [abs32]`.
@@ -344,6 +398,13 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     g[libc::REG_RIP as usize] = anura_oracle_fault as *const () as i64;
     g[libc::REG_RSP as usize] = get(HOST_RSP) as i64;
     g[libc::REG_EFL as usize] = 0x202;
+    // CS in the low word, SS in the high one; the exit code is 64-bit.
+    let selectors = reg_word(g[libc::REG_CSGSFS as usize]);
+    g[libc::REG_CSGSFS as usize] = selectors as i64;
+}
+
+fn reg_word(csgsfs: i64) -> u64 {
+    csgsfs as u64 & 0x0000_ffff_ffff_0000 | u64::from(CS64) | u64::from(DATA32) << 48
 }
 
 #[cfg(test)]
@@ -359,10 +420,25 @@ mod tests {
         gpr[4] = DATA + 0x800;
         let mut fp = FpImage::init();
         fp.set_u64_at(512, 7);
-        let mut run = |bytes: &[u8], gpr: &[u64; 16]| {
-            n.place(0, bytes);
-            n.run(0, bytes.len(), gpr, 0x202, &fp)
+        let mut run_in = |bytes: &[u8], gpr: &[u64; 16], width: Width| {
+            n.place(0, bytes, width);
+            let mut instruction = iced_x86::Instruction::default();
+            instruction.set_ip(CODE);
+            let gpr = *gpr;
+            let (len, flags, bytes) = (bytes.len(), 0x202, [0; 15]);
+            let case =
+                Case { encoding: 0, bytes, len, instruction, gpr, flags, fp: 0, vector: None, patch: None };
+            n.run(&case, &fp, width)
         };
+        // aam, inc eax and a fault in 32-bit code
+        let mut small = [0; 16];
+        small[0] = 37;
+        small[4] = DATA + 0x800;
+        let o = run_in(&[0xd4, 10], &small, Width::Bits32);
+        assert_eq!((o.gpr[0], o.rip, o.trap), (0x307, CODE + 2, None));
+        assert_eq!(run_in(&[0x40], &small, Width::Bits32).gpr[0], 38);
+        assert_eq!(run_in(&[0x0f, 0x0b], &small, Width::Bits32).trap.unwrap().vector, 6);
+        let mut run = |bytes: &[u8], gpr: &[u64; 16]| run_in(bytes, gpr, Width::Bits64);
         // add rax, rbx
         let o = run(&[0x48, 0x01, 0xd8], &gpr);
         assert_eq!((o.gpr[0], o.rip, o.trap), (12, CODE + 3, None));

@@ -75,6 +75,13 @@ pub(super) fn any(b: &mut Builder<'_>) {
     }
     use Mnemonic::*;
     let m = b.i.mnemonic();
+    if matches!(m, Vpextrd | Vpinsrd) && !b.is64() && b.features.amd {
+        // AMD refuses W=1 here, Intel ignores it.
+        let vex = b.bytes.iter().position(|x| *x == 0xc4).unwrap_or(0);
+        if b.bytes.get(vex + 2).is_some_and(|p2| p2 & 0x80 != 0) {
+            return b.ud();
+        }
+    }
     let mut a = Ref::NONE;
     let mut attr = b.mem_attr();
     if b.has_mem() {
