@@ -120,6 +120,26 @@ fn seed(config: &MachineConfig) -> [u8; 32] {
     seed
 }
 
+/// Refuses what could only end in a guest that executes nothing of use.
+fn check_boot(config: &MachineConfig) -> Result<(), MachineError> {
+    let boot = &config.boot;
+    if let Some(path) = &boot.firmware {
+        std::fs::metadata(path).map_err(|source| MachineError::File {
+            option: "-bios",
+            path: path.clone(),
+            source,
+        })?;
+        let why = "firmware starts in real mode, which no engine of this build has; boot a kernel with -kernel FILE";
+        return Err(MachineError::Image { option: "-bios", path: path.clone(), why: why.into() });
+    }
+    let runs = !config.start_paused && config.incoming.is_none() && config.board.name != "none";
+    if boot.kernel.is_none() && runs {
+        let why = "nothing to boot: give -kernel FILE, with -initrd FILE and -append TEXT as needed, or -S to stand still";
+        return Err(MachineError::Config(why.into()));
+    }
+    Ok(())
+}
+
 /// Bytes at the top of low RAM that hold tables for a direct boot.
 const TABLES: u64 = 0x2_0000;
 
@@ -127,6 +147,7 @@ impl Machine {
     /// Builds the machine that `config` describes on this engine. The vCPUs stand until [`Machine::start`].
     pub fn new(config: MachineConfig, accel: &dyn Accelerator) -> Result<Self, MachineError> {
         trace_event!(init_phase, "configuration");
+        check_boot(&config)?;
         let capabilities =
             accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
         let mut parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
@@ -339,7 +360,10 @@ impl Machine {
         for (_, device) in inner.pc.devices() {
             device.start();
         }
-        inner.cpus.set_running(true);
+        // The empty machine has no processors that could run.
+        if inner.config.board.name != "none" {
+            inner.cpus.set_running(true);
+        }
         inner.loop_.wake();
     }
 
