@@ -14,4 +14,5 @@ pub mod misc;
 pub mod pci;
 pub mod registry;
 pub mod serial;
+pub mod storage;
 pub mod timer;

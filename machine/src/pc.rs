@@ -22,6 +22,7 @@ use anura_devices::misc::port92::Port92;
 use anura_devices::pci::{self, PciBus, PciFunction, devfn};
 use anura_devices::serial::parallel::Parallel;
 use anura_devices::serial::uart16550::Uart16550;
+use anura_devices::storage::i82078::I82078;
 use anura_devices::timer::hpet::{Hpet, HpetLines};
 use anura_devices::timer::i8254::I8254;
 use anura_devices::timer::mc146818::Mc146818;
@@ -268,6 +269,9 @@ impl Pc {
             self.add("i8042", &kbc);
             self.keyboard = Some(kbc);
         }
+        let fdc = I82078::new(self.fabric.gsi(6, 0), &self.clock);
+        I82078::map(&fdc, &self.map, &self.ports, 0x3f0);
+        self.add("fdc82078", &fdc);
         for (n, id) in config.serial.iter().enumerate() {
             let (Some(id), Some((base, irq, name))) = (id, SERIAL.get(n).copied()) else { continue };
             let backend = claim(parts, id)?;
@@ -384,7 +388,7 @@ fn acpi_board(parts: &PcParts<'_>, below_4g: u64) -> acpi::Board {
         i8042: config.board.i8042,
         serial: present(&config.serial, SERIAL.iter().map(|(base, irq, _)| (*base, *irq)).collect()),
         parallel: present(&config.parallel, PARALLEL.to_vec()),
-        fdc: false,
+        fdc: true,
         pvpanic: None,
         oem_id: [a, b, c, d, e, f],
         oem_table_id: fixed(config.board.oem_table_id.as_deref(), "ANURAPC"),

@@ -1,0 +1,3 @@
+//! Disk and floppy controllers.
+
+pub mod i82078;
