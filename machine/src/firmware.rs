@@ -11,6 +11,7 @@ use anura_devices::acpi::smbios::{Smbios, SmbiosTables};
 use anura_devices::chipset::{i440fx, piix3, piix4_pm};
 use anura_devices::misc::fw_cfg;
 use anura_devices::pci::{PciBus, devfn, reg};
+use anura_devices::storage::piix3_ide;
 use anura_vmcore::Width;
 use anura_x86::{CpuState, Topology};
 
@@ -53,6 +54,10 @@ pub fn post(pc: &Pc) {
     };
     port(0x4d0, level);
     port(0x4d1, level >> 8);
+    for channel in 0..2 {
+        pci.write(devfn(1, 1), piix3_ide::IDETIM + 2 * channel, Width::W2, u32::from(piix3_ide::DECODE));
+    }
+    pci.write(devfn(1, 1), reg::COMMAND, Width::W2, 5);
     let pm = devfn(1, 3);
     pci.write(pm, piix4_pm::PMBASE, Width::W4, u32::from(PM_BASE) | 1);
     pci.write(pm, piix4_pm::PMREGMISC, Width::W1, 1);

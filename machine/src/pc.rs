@@ -23,6 +23,7 @@ use anura_devices::pci::{self, PciBus, PciFunction, devfn};
 use anura_devices::serial::parallel::Parallel;
 use anura_devices::serial::uart16550::Uart16550;
 use anura_devices::storage::i82078::I82078;
+use anura_devices::storage::piix3_ide::Piix3Ide;
 use anura_devices::timer::hpet::{Hpet, HpetLines};
 use anura_devices::timer::i8254::I8254;
 use anura_devices::timer::mc146818::Mc146818;
@@ -216,6 +217,8 @@ impl Pc {
         let isa = Piix3::new(&self.fabric, &self.requests);
         Piix3::map(&isa, &self.map, &self.ports);
         self.plug(1, 0, "PIIX3", &isa);
+        let ide = Piix3Ide::new(&self.map, &self.pci_memory, &self.ports);
+        self.plug(1, 1, "PIIX3_IDE", &ide);
         let pm = self.pm.clone();
         self.plug(1, 3, "PIIX4_PM", &pm);
     }
