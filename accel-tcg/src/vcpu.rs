@@ -263,8 +263,9 @@ impl InterpVcpu {
                 let c = unsafe { &*code };
                 // SAFETY: `pred` ran just now and no code was freed since.
                 let p = unsafe { &*pred };
-                if c.pa2.is_none() && c.key == p.key && (c.host ^ p.host) >> 12 == 0 && !self.cpu.code_dirty()
-                {
+                // With a CS base the same page of RIPs may be two pages of memory.
+                let direct = c.key & (key::L64 | key::CS_BASE0) != 0 && c.pa2.is_none();
+                if direct && c.key == p.key && (c.host ^ p.host) >> 12 == 0 && !self.cpu.code_dirty() {
                     cache.link(pred, n.into(), code);
                     self.cpu.t0.counts.links += 1;
                 }
@@ -406,7 +407,7 @@ impl InterpVcpu {
         // A walk may have found a changed memory map.
         cpu.t0.tag = (cpu.mmu.exec_epoch & 0xffff_ffff) << 32 | u64::from(mode);
         if page.host.is_null() {
-            return Err(Refused::Device);
+            return self.device_code(page, linear, mode);
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
         let id = mode | bits;
@@ -431,6 +432,26 @@ impl InterpVcpu {
             cpu.t0.jumps[State::jump_index(rip)] = Jump { rip, tag: cpu.t0.tag, code };
         }
         Ok(code)
+    }
+
+    /// Code at a place that is neither RAM nor ROM: one instruction, used once.
+    #[cold]
+    #[inline(never)]
+    fn device_code(&mut self, page: ExecPage, linear: u64, mode: u32) -> Result<*const Code, Refused> {
+        let cpu = &mut self.cpu;
+        let within = linear & 0xfff;
+        let who = cpu.requester();
+        cpu.sync_clock();
+        let mut bytes = [0; 15];
+        let n = bytes.len().min(0x1000 - within as usize);
+        let _ = cpu.mmu.memory.view().read_bytes(page.phys | within, &mut bytes[..n], who);
+        let rip = cpu.env.rip;
+        // What would cross into the next page does not complete, which no working guest tries.
+        let second = || -> Result<[u8; 15], Fault> { Ok([0xff; 15]) };
+        let built = blocks::build(&bytes[..n], second, (0, rip, mode), &self.features, 1)?;
+        // Without an arena: what needs the host is undefined there.
+        let code = lower(&built.block, None, mode | SINGLE, Some(0));
+        Ok(&raw const **self.cpu.t0.passing.insert(code))
     }
 
     #[cold]

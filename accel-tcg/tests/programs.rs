@@ -244,3 +244,28 @@ fn elements_that_a_mask_leaves_out_are_not_touched() {
     run(&mut vcpu, 3);
     assert_eq!(vcpu.state().xsave.xmm(0), [0x2222_2222_1111_1111, 0]);
 }
+
+#[test]
+fn user_code_with_alignment_checks_on_faults_on_a_crooked_access() {
+    // mov eax,[rsi]; mov eax,[rsi+1]; jmp $
+    let (_, mut vcpu) = user(&hex("8b068b4601ebfe"), "qemu64");
+    let cpu = vcpu.cpu();
+    cpu.env.cr0 |= 1 << 18;
+    cpu.env.eflags_sys |= 1 << 18;
+    cpu.after_load();
+    run(&mut vcpu, 1);
+    // No IDT: the #AC ends in a triple fault.
+    assert_eq!(vcpu.run(Budget::Instructions(1)), VcpuExit::TripleFault);
+    assert_eq!(vcpu.state().rip, CODE + 2);
+}
+
+#[test]
+fn instructions_are_fetched_from_what_is_no_memory_too() {
+    // jmp rdi, to a page where nothing answers: all ones, which is #UD, and without an IDT the end.
+    let (bed, mut vcpu) = user(&hex("ffe7"), "qemu64");
+    let mut next = 0x18_0000;
+    bed.map_page(0x10_0000, &mut next, 0x4000_0000, 0xd000_0000 | 7);
+    vcpu.cpu().env.gpr[7] = 0x4000_0000;
+    assert_eq!(vcpu.run(Budget::Instructions(5)), VcpuExit::TripleFault);
+    assert_eq!(vcpu.state().rip, 0x4000_0000);
+}

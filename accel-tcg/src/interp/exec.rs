@@ -975,6 +975,19 @@ pub(super) unsafe fn chk_rip(cpu: &mut Cpu, op: Next) -> Next {
     }
 }
 
+/// #AC unless the address has none of the bits in `d`.
+pub(super) unsafe fn chk_align(cpu: &mut Cpu, op: Next) -> Next {
+    // SAFETY: the handler contract.
+    unsafe {
+        let o = &*op;
+        if address(cpu, o, o.imm) & u64::from(o.d) == 0 {
+            op.add(1)
+        } else {
+            fault(cpu, op, Fault::with_error(anura_x86::regs::vector::AC, 0))
+        }
+    }
+}
+
 /// Faults unless the bytes lie in the segment.
 pub(super) unsafe fn chk_seg(cpu: &mut Cpu, op: Next) -> Next {
     // SAFETY: the handler contract.

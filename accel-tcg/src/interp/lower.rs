@@ -215,6 +215,15 @@ impl Lower<'_> {
         Parts { a: d, b: ZERO, c: ZERO, x: 0, disp: 0 }
     }
 
+    /// The alignment check of user code that has it on.
+    fn align(&mut self, p: Parts, ty: Ty) {
+        if self.b.key & key::AC == 0 || matches!(ty, Ty::I8 | Ty::V128) {
+            return;
+        }
+        let t = T0 { imm: p.disp, a: p.a, b: p.b, c: p.c, x: p.x, d: ty.bytes() as u8 - 1, ..self.blank() };
+        self.emit(x::chk_align, t);
+    }
+
     /// A place for the result, and whether it must be moved to a high byte afterwards.
     fn dst(&mut self, r: Ref) -> (u8, Option<u8>) {
         if let Some(n) = r.as_gpr() {
@@ -270,6 +279,7 @@ impl Lower<'_> {
 
     fn memory(&mut self, o: &Op, value: Ref, run: Handler) {
         let p = self.parts(o.a);
+        self.align(p, o.ty);
         let d = if value == Ref::NONE { DUMMY } else { self.slot(value, o.ty) };
         let t = T0 { imm: p.disp, a: p.a, b: p.b, c: p.c, x: p.x, d, ..self.blank() };
         let (old, high) = self.dst(o.dst);
@@ -282,6 +292,7 @@ impl Lower<'_> {
         match self.b.const_value(o.b).map(|v| sign_extend(v, o.ty)) {
             Some(v) if i64::from(v as i32) as u64 == v => {
                 let p = self.short_parts(o.a);
+                self.align(p, o.ty);
                 let imm = p.disp & 0xffff_ffff | v << 32;
                 let t = T0 { imm, a: p.a, b: p.b, c: p.c, x: p.x, ..self.blank() };
                 let (old, high) = self.dst(o.dst);
@@ -328,6 +339,7 @@ impl Lower<'_> {
         }
         // Load and extend.
         if o.op == Opcode::Ld
+            && b.key & key::AC == 0
             && matches!(o.ty, Ty::I8 | Ty::I16 | Ty::I32)
             && (is(1, Opcode::Zext) || is(1, Opcode::Sext))
             && rest[1].a == o.dst
@@ -349,7 +361,7 @@ impl Lower<'_> {
             self.emit_dst(run, e.dst, t);
             return 2;
         }
-        if !l64 {
+        if !l64 || b.key & key::AC != 0 {
             return 0;
         }
         let stack = |s: &Self, r: Ref, disp: i64| {
@@ -626,6 +638,7 @@ impl Lower<'_> {
                     _ => by_ty!(o.ty, |T| m::ldw::<T>),
                 };
                 let p = self.parts(o.a);
+                self.align(p, o.ty);
                 let t =
                     T0 { imm: p.disp, a: p.a, b: p.b, c: p.c, x: p.x, y: o.attr.0.into(), ..self.blank() };
                 self.emit_dst(run, o.dst, t);
@@ -640,6 +653,7 @@ impl Lower<'_> {
             Opcode::St => match self.b.const_value(o.b).map(|v| sign_extend(v, o.ty)) {
                 Some(v) if i64::from(v as i32) as u64 == v => {
                     let p = self.short_parts(o.a);
+                    self.align(p, o.ty);
                     let imm = p.disp & 0xffff_ffff | v << 32;
                     let t = T0 { imm, a: p.a, b: p.b, c: p.c, x: p.x, y: o.attr.0.into(), ..self.blank() };
                     self.emit(by_ty!(o.ty, |T| m::st::<T, I, true>), t);
@@ -647,6 +661,7 @@ impl Lower<'_> {
                 _ => {
                     let d = self.slot(o.b, o.ty);
                     let p = self.parts(o.a);
+                    self.align(p, o.ty);
                     let t = T0 {
                         imm: p.disp,
                         a: p.a,

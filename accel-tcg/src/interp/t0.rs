@@ -156,6 +156,8 @@ pub struct State {
     pub(crate) generation: u64,
     /// Something asked to leave after the running instruction.
     pub(crate) leave: bool,
+    /// An instruction fetched from a device, which may read differently next time.
+    pub(crate) passing: Option<Box<Code>>,
     /// What a debugger asked for.
     pub(crate) debug: anura_accel::DebugControl,
     /// What `info exits` counts.
@@ -198,6 +200,7 @@ impl Default for State {
             protected: 0,
             generation: 0,
             leave: false,
+            passing: None,
             debug: anura_accel::DebugControl::default(),
             counts: Counts::default(),
         }
