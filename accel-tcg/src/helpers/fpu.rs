@@ -304,3 +304,164 @@ pub fn stmxcsr(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     cpu.write_u32(a.a, cpu.env.fpu.mxcsr(), View::Data)?;
     Ok(Flow::Next)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testbed::{TestBed, enter_long_mode};
+    use anura_x86::regs::vector;
+
+    const AREA: u64 = 0x40_0000;
+    const HEADER: u64 = AREA + XSAVE_HEADER as u64;
+
+    /// 64-bit code with two user pages for images, and registers that are all different.
+    fn bed() -> (TestBed, Cpu) {
+        let t = TestBed::new(4 << 20, "max");
+        let mut next = 0x11000;
+        for page in 0..2 {
+            t.map_page(0x10000, &mut next, AREA + page * 0x1000, 0x20_0000 + page * 0x1000 | 7);
+        }
+        let mut cpu = t.cpu();
+        enter_long_mode(&mut cpu, 0x10000, 0);
+        cpu.env.cr4 |= cr4::OSXSAVE;
+        cpu.env.xcr0 = xcr0::ALL;
+        for i in (160..416).chain(576..832) {
+            cpu.env.fpu.bytes[i] = i as u8 | 1;
+        }
+        for i in 0..8 {
+            cpu.env.fpu.set_u64_at(32 + i * 16, i as u64 + 1);
+        }
+        cpu.env.fpu.set_mxcsr(0x1fa0);
+        cpu.mode_changed();
+        (t, cpu)
+    }
+    fn args(mask: u64, reg: u8) -> HelperArgs {
+        HelperArgs { a: AREA, b: mask, reg, size: 8, ..HelperArgs::default() }
+    }
+    fn word(t: &TestBed, at: u64) -> u64 {
+        t.get(at - AREA + 0x20_0000)
+    }
+
+    #[test]
+    fn what_xsave_wrote_xrstor_brings_back() {
+        for kind in [0, 1, 2] {
+            let (t, mut cpu) = bed();
+            let before = cpu.env.fpu.clone();
+            xsave(&mut cpu, &args(u64::MAX, kind)).unwrap();
+            assert_eq!(word(&t, HEADER), 7, "form {kind}");
+            assert_eq!(word(&t, HEADER + 8), if kind == 2 { 7 | COMPACT } else { 0 });
+            cpu.env.fpu = XsaveImage::power_up();
+            xrstor(&mut cpu, &args(7, 0)).unwrap();
+            assert!(cpu.env.fpu == before, "form {kind}");
+        }
+    }
+
+    #[test]
+    fn components_that_are_not_asked_for_stay_in_memory() {
+        let (t, mut cpu) = bed();
+        cpu.write_u64(HEADER, 0x5, View::Data).unwrap();
+        cpu.write_u64(AREA + 576, 99, View::Data).unwrap();
+        xsave(&mut cpu, &args(2, 0)).unwrap();
+        assert_eq!((word(&t, HEADER), word(&t, AREA + 576)), (7, 99));
+        assert_eq!(word(&t, AREA + 24) as u32, 0x1fa0);
+    }
+
+    #[test]
+    fn initial_components_are_left_out_by_the_optimised_forms() {
+        let (t, mut cpu) = bed();
+        cpu.env.fpu = XsaveImage::init();
+        cpu.write_u64(AREA + 160, 77, View::Data).unwrap();
+        xsave(&mut cpu, &args(7, 1)).unwrap();
+        assert_eq!((word(&t, HEADER), word(&t, AREA + 160)), (0, 77));
+        xsave(&mut cpu, &args(7, 0)).unwrap();
+        assert_eq!((word(&t, HEADER), word(&t, AREA + 160)), (0, 0));
+        // A custom MXCSR makes SSE count as in use for the compacted form only.
+        cpu.env.fpu.set_mxcsr(0x1f00);
+        xsave(&mut cpu, &args(7, 2)).unwrap();
+        assert_eq!(word(&t, HEADER), 2);
+    }
+
+    #[test]
+    fn xrstor_initialises_what_the_image_does_not_have() {
+        let (_, mut cpu) = bed();
+        cpu.write_u32(AREA + 24, 0x1f80, View::Data).unwrap();
+        xrstor(&mut cpu, &args(7, 0)).unwrap();
+        assert!(cpu.env.fpu.bytes[..24] == XsaveImage::init().bytes[..24]);
+        assert!(cpu.env.fpu.bytes[160..416].iter().all(|b| *b == 0));
+        assert!(cpu.env.fpu.bytes[576..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn a_mask_with_avx_only_loads_mxcsr_and_leaves_xmm_alone() {
+        let (_, mut cpu) = bed();
+        let xmm = cpu.env.fpu.xmm(3);
+        cpu.write_u32(AREA + 24, 0x1f00, View::Data).unwrap();
+        xrstor(&mut cpu, &args(4, 0)).unwrap();
+        assert_eq!((cpu.env.fpu.mxcsr(), cpu.env.fpu.xmm(3), cpu.env.fpu.ymm_high(3)), (0x1f00, xmm, [0; 2]));
+    }
+
+    #[test]
+    fn bad_images_and_states_fault_and_change_nothing() {
+        type Case = (&'static str, fn(&mut Cpu), u64, u8);
+        let cases: &[Case] = &[
+            ("misaligned", |_| {}, AREA + 16, vector::GP),
+            ("component not in XCR0", |c| c.write_u64(HEADER, 8, View::Data).unwrap(), AREA, vector::GP),
+            ("reserved XCOMP_BV", |c| c.write_u64(HEADER + 8, 1, View::Data).unwrap(), AREA, vector::GP),
+            ("reserved header", |c| c.write_u64(HEADER + 16, 1, View::Data).unwrap(), AREA, vector::GP),
+            (
+                "compacted with a component that is not there",
+                |c| {
+                    c.write_u64(HEADER, 4, View::Data).unwrap();
+                    c.write_u64(HEADER + 8, COMPACT | 3, View::Data).unwrap();
+                },
+                AREA,
+                vector::GP,
+            ),
+            ("reserved MXCSR", |c| c.write_u32(AREA + 24, 1 << 16, View::Data).unwrap(), AREA, vector::GP),
+            ("OSXSAVE clear", |c| c.env.cr4 &= !cr4::OSXSAVE, AREA, vector::UD),
+            ("TS set", |c| c.env.cr0 |= cr0::TS, AREA, vector::NM),
+            ("no page", |_| {}, AREA + 0x8000, vector::PF),
+        ];
+        for (name, spoil, at, expected) in cases {
+            let (_, mut cpu) = bed();
+            spoil(&mut cpu);
+            let before = cpu.env.fpu.clone();
+            let got = xrstor(&mut cpu, &HelperArgs { a: *at, ..args(7, 0) });
+            assert_eq!(got.map_err(|f| f.vector), Err(*expected), "{name}");
+            assert!(cpu.env.fpu == before, "{name}");
+        }
+    }
+
+    #[test]
+    fn fxsave_writes_its_mask_and_leaves_the_end_of_the_area() {
+        let (t, mut cpu) = bed();
+        cpu.env.fpu.set_u64_at(8, 0x1122_3344_5566_7788);
+        cpu.store(AREA, &[0xee; 512], View::Data).unwrap();
+        fxsave(&mut cpu, &args(0, 0)).unwrap();
+        assert_eq!(word(&t, AREA + 24), 0xffff << 32 | 0x1fa0);
+        assert_eq!(word(&t, AREA + 8), 0x1122_3344_5566_7788);
+        assert_eq!(
+            (word(&t, AREA + 416), word(&t, AREA + 504)),
+            (0xeeee_eeee_eeee_eeee, 0xeeee_eeee_eeee_eeee)
+        );
+        fxsave(&mut cpu, &HelperArgs { size: 4, ..args(0, 0) }).unwrap();
+        assert_eq!(word(&t, AREA + 8), 0x5566_7788);
+        let before = cpu.env.fpu.clone();
+        cpu.env.fpu.bytes[160..416].fill(0);
+        fxrstor(&mut cpu, &args(0, 0)).unwrap();
+        assert_eq!(cpu.env.fpu.xmm(15), before.xmm(15));
+    }
+
+    #[test]
+    fn xcr0_takes_sensible_values_at_cpl_0_only() {
+        for (value, ok) in [(1, true), (3, true), (7, true), (0, false), (5, false), (0xff, false)] {
+            let (_, mut cpu) = bed();
+            (cpu.env.gpr[0], cpu.env.gpr[1], cpu.env.gpr[2]) = (value, 0, 0);
+            assert_eq!(xsetbv(&mut cpu, &HelperArgs::default()).is_ok(), ok, "{value:x}");
+        }
+        let (_, mut cpu) = bed();
+        enter_long_mode(&mut cpu, 0x10000, 3);
+        cpu.env.cr4 |= cr4::OSXSAVE;
+        assert_eq!(xsetbv(&mut cpu, &HelperArgs::default()), Err(Fault::GP0));
+    }
+}
