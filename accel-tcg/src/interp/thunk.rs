@@ -44,7 +44,11 @@ const MXCSR_IN: i32 = 168;
 const MXCSR_OUT: i32 = 172;
 const MXCSR_HOST: i32 = 176;
 
+#[cfg(target_arch = "x86_64")]
 type Entry = unsafe extern "sysv64" fn(*mut Ctx);
+// Never made there: see `Arena::new`.
+#[cfg(not(target_arch = "x86_64"))]
+type Entry = unsafe extern "C" fn(*mut Ctx);
 
 /// An opaque instruction of a block.
 pub(crate) struct Opaque {
@@ -79,6 +83,9 @@ unsafe impl Send for Arena {}
 impl Arena {
     /// Maps the arena; fails where the host forbids executable memory.
     pub(crate) fn new() -> std::io::Result<Self> {
+        if cfg!(not(target_arch = "x86_64")) {
+            return Err(std::io::Error::other("the host is not an x86-64 processor"));
+        }
         let fd = rustix::fs::memfd_create("anura-thunks", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, ARENA as u64)?;
         let map = |prot| {
