@@ -5,6 +5,7 @@
 //! memory types set. The choices are those of PC firmware on this chip set.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anura_devices::acpi::Loader;
 use anura_devices::acpi::smbios::{Smbios, SmbiosTables};
@@ -12,6 +13,7 @@ use anura_devices::chipset::{i440fx, piix3, piix4_pm};
 use anura_devices::misc::fw_cfg;
 use anura_devices::pci::{PciBus, devfn, reg};
 use anura_devices::storage::piix3_ide;
+use anura_memory::{MemoryMap, RamBlock, Region};
 use anura_vmcore::Width;
 use anura_x86::{CpuState, Topology};
 
@@ -134,6 +136,46 @@ pub fn set_up_cpu(pc: &Pc, state: &mut CpuState) {
     let phys = 1u64 << pc.phys_bits;
     state.msrs.mtrr_var[0] = [window, (phys - size) & !0xfff | 1 << 11];
     state.msrs.mtrr_def_type = 1 << 11 | 1 << 10 | WRITE_BACK;
+}
+
+/// Longest firmware that fits below 4 GiB: what lies between the APICs and the end.
+const LONGEST_FIRMWARE: usize = 8 << 20;
+/// Firmware that nobody gave is erased flash of this size.
+const EMPTY_FIRMWARE: usize = 256 << 10;
+/// How much of the firmware's end is seen below 1 MiB too.
+const LOW_FIRMWARE: u64 = 128 << 10;
+
+/// Maps firmware (`-bios`) to the end of the first 4 GiB and below 1 MiB, and room for option ROMs.
+pub fn map_roms(
+    map: &MemoryMap,
+    pci: &Region,
+    config: &MachineConfig,
+) -> Result<Vec<Arc<RamBlock>>, MachineError> {
+    let image = match &config.boot.firmware {
+        None => vec![0xff; EMPTY_FIRMWARE],
+        Some(path) => {
+            let mut image = file("-bios", path)?;
+            if image.is_empty() || image.len() > LONGEST_FIRMWARE {
+                let why = format!("{} bytes, but firmware has 1 to {LONGEST_FIRMWARE}", image.len());
+                return Err(MachineError::Image { option: "-bios", path: path.clone(), why });
+            }
+            // Firmware ends at 4 GiB; what a page lacks is put in front.
+            let missing = image.len().next_multiple_of(64 << 10) - image.len();
+            image.splice(0..0, std::iter::repeat_n(0xff, missing));
+            image
+        }
+    };
+    let size = image.len() as u64;
+    let bios = RamBlock::new("pc.bios", size)?;
+    bios.write(0, &image);
+    let option_roms = RamBlock::new("pc.rom", 0x2_0000)?;
+    let flash = Region::rom("pc.bios", bios.clone());
+    let low = size.min(LOW_FIRMWARE);
+    let mut tx = map.transaction();
+    tx.add(pci, (1 << 32) - size, &flash, 0);
+    tx.add(pci, (1 << 20) - low, &Region::alias("isa-bios", &flash, size - low, low), 1);
+    tx.add(pci, 0xc_0000, &Region::rom("pc.rom", option_roms.clone()), 1);
+    Ok(vec![bios, option_roms])
 }
 
 /// Everything that firmware reads through fw_cfg, and that a direct boot finds in memory.

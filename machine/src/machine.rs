@@ -123,7 +123,8 @@ fn seed(config: &MachineConfig) -> [u8; 32] {
 /// Refuses what could only end in a guest that executes nothing of use.
 fn check_boot(config: &MachineConfig) -> Result<(), MachineError> {
     let boot = &config.boot;
-    if let Some(path) = &boot.firmware {
+    let runs = !config.start_paused && config.incoming.is_none() && config.board.name != "none";
+    if let Some(path) = boot.firmware.as_ref().filter(|_| runs) {
         std::fs::metadata(path).map_err(|source| MachineError::File {
             option: "-bios",
             path: path.clone(),
@@ -132,7 +133,6 @@ fn check_boot(config: &MachineConfig) -> Result<(), MachineError> {
         let why = "firmware starts in real mode, which no engine of this build has; boot a kernel with -kernel FILE";
         return Err(MachineError::Image { option: "-bios", path: path.clone(), why: why.into() });
     }
-    let runs = !config.start_paused && config.incoming.is_none() && config.board.name != "none";
     if boot.kernel.is_none() && runs {
         let why = "nothing to boot: give -kernel FILE, with -initrd FILE and -append TEXT as needed, or -S to stand still";
         return Err(MachineError::Config(why.into()));

@@ -131,11 +131,12 @@ impl Pc {
         let requests = Requests::new();
 
         let ram = MainMemory::new(config, parts.model)?;
-        let blocks = vec![ram.block.clone()];
+        let mut blocks = vec![ram.block.clone()];
         ram.map(&map, &system);
         // What RAM leaves open belongs to the PCI bus.
         let pci_memory = Region::container("pci", u64::MAX);
         map.transaction().add(&system, 0, &pci_memory, -1);
+        blocks.extend(crate::firmware::map_roms(&map, &pci_memory, config)?);
 
         let apic_bus = ApicBus::new();
         let signals: Vec<_> = (0..config.smp.cpus).map(|_| CpuSignal::new()).collect();
