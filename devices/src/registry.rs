@@ -81,6 +81,15 @@ impl Bus {
             Self::System => "System",
         }
     }
+
+    /// The name of the board's bus of this kind, as `bus=` takes it.
+    pub fn default_name(self) -> &'static str {
+        match self {
+            Self::Isa => "isa.0",
+            Self::Pci => "pci.0",
+            Self::System => "main-system-bus",
+        }
+    }
 }
 
 /// The type of a property.

@@ -56,6 +56,11 @@ pub fn post(pc: &Pc) {
     };
     port(0x4d0, level);
     port(0x4d1, level >> 8);
+    if pc.keyboard.is_some() {
+        // The keyboard's codes are translated and interrupt; the mouse is off until a driver wants it.
+        port(0x64, 0x60);
+        port(0x60, 0x65);
+    }
     for channel in 0..2 {
         pci.write(devfn(1, 1), piix3_ide::IDETIM + 2 * channel, Width::W2, u32::from(piix3_ide::DECODE));
     }

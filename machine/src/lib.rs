@@ -17,7 +17,10 @@ pub mod memory;
 mod monitor_face;
 pub mod pc;
 mod platform;
+mod qtree;
 mod state;
+pub mod testing;
+mod user_devices;
 
 pub use error::MachineError;
 pub use machine::{Machine, Migrator};

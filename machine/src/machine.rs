@@ -146,6 +146,19 @@ const TABLES: u64 = 0x2_0000;
 impl Machine {
     /// Builds the machine that `config` describes on this engine. The vCPUs stand until [`Machine::start`].
     pub fn new(config: MachineConfig, accel: &dyn Accelerator) -> Result<Self, MachineError> {
+        let clock = match config.icount {
+            Some(icount) => Clock::counted(icount.shift),
+            None => Clock::real(),
+        };
+        Self::with_clock(config, accel, &clock)
+    }
+
+    /// As [`Machine::new`], with guest time from `clock`: tests move a stepped one themselves.
+    pub fn with_clock(
+        config: MachineConfig,
+        accel: &dyn Accelerator,
+        clock: &Clock,
+    ) -> Result<Self, MachineError> {
         trace_event!(init_phase, "configuration");
         check_boot(&config)?;
         let capabilities =
@@ -184,10 +197,6 @@ impl Machine {
         }
 
         trace_event!(init_phase, "board");
-        let clock = match config.icount {
-            Some(icount) => Clock::counted(icount.shift),
-            None => Clock::real(),
-        };
         let pc = Pc::new(&PcParts {
             config: &config,
             model: &parsed.model,

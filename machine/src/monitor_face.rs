@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anura_memory::{AddressSpace, MemoryMap, RamBlock};
 use anura_x86::CpuState;
 
-use crate::control::{BusNode, ControlError, CpuInfo, DeviceNode, MachineControl, RunState};
+use crate::control::{BusNode, ControlError, CpuInfo, MachineControl, RunState};
 use crate::machine::Machine;
 
 impl Machine {
@@ -142,13 +142,7 @@ impl MachineControl for Machine {
     }
 
     fn device_tree(&self) -> BusNode {
-        let devices = self.inner.pc.devices().iter().map(|(path, _)| DeviceNode {
-            driver: path.rsplit('/').next().unwrap_or(path).to_owned(),
-            id: String::new(),
-            properties: vec![("path".to_owned(), path.clone())],
-            ..DeviceNode::default()
-        });
-        BusNode { name: "main-system-bus".into(), kind: "System".into(), devices: devices.collect() }
+        crate::qtree::tree(&self.inner.pc)
     }
 
     fn pic_text(&self) -> String {

@@ -35,6 +35,7 @@ use crate::config::{MachineConfig, Vga};
 use crate::error::MachineError;
 use crate::linux::{E820, RAM, RESERVED};
 use crate::memory::MainMemory;
+use crate::user_devices::UserDevice;
 
 /// Rate of the guest's time stamp counter: one tick per nanosecond.
 pub const TSC_KHZ: u64 = 1_000_000;
@@ -82,6 +83,8 @@ pub struct Pc {
     /// The graphics card that shows text, if there is one.
     pub vga: Option<DeviceCell<VgaCard>>,
     pci_memory: Region,
+    /// What `-device` added, for `info qtree`.
+    pub(crate) user_devices: Vec<UserDevice>,
     devices: Vec<(String, Arc<dyn DeviceHandle>)>,
 }
 
@@ -102,9 +105,9 @@ pub struct PcParts<'a> {
 }
 
 /// How a graphics card is made.
-struct VgaOptions {
-    vram: u64,
-    mmio: bool,
+pub(crate) struct VgaOptions {
+    pub(crate) vram: u64,
+    pub(crate) mmio: bool,
 }
 
 impl Default for VgaOptions {
@@ -114,10 +117,10 @@ impl Default for VgaOptions {
 }
 
 /// Port and interrupt of the four serial ports.
-const SERIAL: [(u16, u32, &str); 4] =
+pub(crate) const SERIAL: [(u16, u32, &str); 4] =
     [(0x3f8, 4, "serial0"), (0x2f8, 3, "serial1"), (0x3e8, 4, "serial2"), (0x2e8, 3, "serial3")];
 /// Port and interrupt of the three parallel ports.
-const PARALLEL: [(u16, u32); 3] = [(0x378, 7), (0x278, 7), (0x3bc, 7)];
+pub(crate) const PARALLEL: [(u16, u32); 3] = [(0x378, 7), (0x278, 7), (0x3bc, 7)];
 
 impl Pc {
     /// Builds the board.
@@ -185,6 +188,7 @@ impl Pc {
             keyboard: None,
             vga: None,
             pci_memory,
+            user_devices: Vec::new(),
             devices: Vec::new(),
         };
         board.add_chipset(&system);
@@ -192,15 +196,22 @@ impl Pc {
             board.add_vga(devfn(2, 0), &VgaOptions::default())?;
         }
         board.add_isa_chips(parts)?;
+        board.add_user_devices(parts)?;
         board.set_cmos(config);
         Ok(board)
     }
 
-    fn add<T: Device>(&mut self, path: impl Into<String>, device: &DeviceCell<T>) {
+    pub(crate) fn add<T: Device>(&mut self, path: impl Into<String>, device: &DeviceCell<T>) {
         self.devices.push((path.into(), Arc::new(device.clone())));
     }
 
-    fn plug<T: PciFunction>(&mut self, device: u8, function: u8, name: &str, cell: &DeviceCell<T>) {
+    pub(crate) fn plug<T: PciFunction>(
+        &mut self,
+        device: u8,
+        function: u8,
+        name: &str,
+        cell: &DeviceCell<T>,
+    ) {
         self.pci.plug(devfn(device, function), cell);
         self.add(format!("0000:00:{device:02x}.{function}/{name}"), cell);
     }
@@ -225,7 +236,7 @@ impl Pc {
     }
 
     /// Plugs a graphics card in; the first one is where text goes.
-    fn add_vga(&mut self, at: u8, options: &VgaOptions) -> Result<(), MachineError> {
+    pub(crate) fn add_vga(&mut self, at: u8, options: &VgaOptions) -> Result<(), MachineError> {
         let first = self.vga.is_none();
         let name = if first { "vga.vram".to_owned() } else { format!("vga.vram.{at:02x}") };
         let block = RamBlock::new(name, options.vram)
@@ -400,7 +411,7 @@ fn acpi_board(parts: &PcParts<'_>, below_4g: u64) -> acpi::Board {
     }
 }
 
-fn claim(parts: &PcParts<'_>, id: &str) -> Result<CharBackend, MachineError> {
+pub(crate) fn claim(parts: &PcParts<'_>, id: &str) -> Result<CharBackend, MachineError> {
     let chardev = (parts.chardev)(id)
         .ok_or_else(|| MachineError::Config(format!("chardev '{id}' not found; define it with -chardev")))?;
     Ok(chardev.claim()?)
