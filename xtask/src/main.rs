@@ -66,7 +66,8 @@ fn with_guest() -> Result<(), String> {
 /// Debian packages with tools that tests use, where they can be installed; tests skip without them.
 fn install_tools() {
     let wanted = [("iasl", "acpica-tools")];
-    let missing: Vec<&str> = wanted.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    let missing: Vec<&str> =
+        wanted.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
     if missing.is_empty() || !rooted() || !on_path("apt-get") {
         return;
     }
