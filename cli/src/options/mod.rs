@@ -1,7 +1,7 @@
 //! From arguments to a [`MachineConfig`]: QEMU's spelling, one line for every mistake.
 //!
-//! Three steps. [`args`] maps `-name` and `--name` to clap's form and gives back what was used, in
-//! order. Each use is applied to a [`Builder`] by its row of [`table`]; `-readconfig` puts more uses in
+//! Three steps. `args` maps `-name` and `--name` to clap's form and gives back what was used, in
+//! order. Each use is applied to a `Builder` by its row of `table`; `-readconfig` puts more uses in
 //! its place. At the end the builder settles what options mean together and which defaults hold.
 //!
 //! Nothing here touches the host but `-readconfig` and `-writeconfig`: whether a kernel exists or an
