@@ -1,5 +1,5 @@
 //! The human monitor (HMP): commands typed on any chardev, about a machine seen through
-//! [`MachineControl`](anura_machine::control::MachineControl).
+//! [`MachineControl`].
 //!
 //! A [`Monitor`] is the front end of a chardev. Bytes go to a small line editor of its own, since a
 //! monitor may sit on a socket or a multiplexed stream that is no terminal of this process; a finished

@@ -86,7 +86,7 @@ pub struct Uart16550 {
 }
 
 impl Uart16550 {
-    /// A port with this back end; input reaches it through [`UartInput`].
+    /// A port with this back end; input reaches it through `connect_input`.
     pub fn new(name: &'static str, irq: IrqLine, clock: &Clock, backend: CharBackend) -> DeviceCell<Self> {
         let cell = DeviceCell::new_cyclic(|me| Self {
             name,

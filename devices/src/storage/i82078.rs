@@ -2,7 +2,7 @@
 //!
 //! No drive is attached: the drive inputs are inactive, so no track 0 and no index pulse is ever seen. Recalibration
 //! steps in vain and ends with equipment check, a seek ends where it was told to, and transfers end abnormally with
-//! drive not ready and no address mark. A drive will take the place of [`I82078::transfer`], with DMA channel 2.
+//! drive not ready and no address mark. A drive will take the place of `I82078::transfer`, with DMA channel 2.
 //! Left out: tape drives, power-down (kept in its registers), the polling interrupt's delay after a reset.
 
 use std::collections::VecDeque;

@@ -2,7 +2,7 @@
 //!
 //! Both channels are empty. Their task file registers are then what a floating bus reads as: all ones but
 //! data line 7, which is pulled down so that no drive looks busy (ATA-3, "Signal Conventions"). A bus master
-//! transfer that is started waits for a request that never comes, until it is stopped. A drive will take the place of [`Channel::read`] and [`Channel::write`].
+//! transfer that is started waits for a request that never comes, until it is stopped. A drive will take the place of `Channel::read` and `Channel::write`.
 
 mod spec;
 
