@@ -456,7 +456,13 @@ impl Cpu {
             msr::XSS if model.has(Feature::Xsaves) => m.xss,
             msr::AMD_HWCR => m.amd_hwcr,
             msr::P5_MC_ADDR | msr::P5_MC_TYPE | msr::PLATFORM_ID => 0,
-            msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+            msr::TSC_DEADLINE => {
+                self.sync_clock();
+                // The APIC counts in the machine's ticks; zero is "disarmed" in both.
+                let deadline = self.apic().msr_read(number)?;
+                if deadline == 0 { 0 } else { deadline.wrapping_add(self.env.tsc_offset) }
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 self.sync_clock();
                 return self.apic().msr_read(number);
             }
@@ -515,7 +521,18 @@ impl Cpu {
                 return Ok(());
             }
             msr::EFER => return self.write_efer(value),
-            msr::TSC_DEADLINE | msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
+            msr::TSC_DEADLINE => {
+                self.sync_clock();
+                // The APIC counts in the machine's ticks; a past deadline, however far, is its first one.
+                let ahead = value.saturating_sub(self.tsc());
+                let deadline = match (value, ahead) {
+                    (0, _) => 0,
+                    (_, 0) => 1,
+                    _ => self.machine_tsc().saturating_add(ahead),
+                };
+                return refuse(!self.apic().msr_write(number, deadline));
+            }
+            msr::X2APIC_FIRST..=msr::X2APIC_LAST => {
                 self.sync_clock();
                 return refuse(!self.apic().msr_write(number, value));
             }
