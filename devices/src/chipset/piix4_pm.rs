@@ -263,7 +263,8 @@ impl Piix4Pm {
             0..4 => self.read_gpe(a),
             // Reading a processor level enters that state; ours has none to enter.
             8 | 9 => 0,
-            n => u64::from(self.rest.get(n as usize - 12).copied().unwrap_or(0)),
+            // Between the blocks nothing is decoded.
+            n => u64::from(self.rest.get((n as usize).wrapping_sub(12)).copied().unwrap_or(0)),
         }
     }
 
@@ -595,6 +596,16 @@ mod tests {
         assert!(rig.sink.level(9));
         rig.out(0xb2, Width::W1, u64::from(ACPI_DISABLE));
         assert!(!rig.sink.level(9));
+    }
+
+    #[test]
+    fn every_offset_of_the_block_can_be_read_and_written() {
+        let rig = rig();
+        for port in 0x600..0x640 {
+            rig.inp(port, Width::W1);
+            rig.out(port, Width::W1, 0);
+        }
+        assert_eq!(rig.inp(0x60c, Width::W4), 0);
     }
 
     #[test]
