@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod device_fuzz;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
