@@ -62,6 +62,8 @@ pub(crate) struct Opaque {
     x87: bool,
     waits: bool,
     control: bool,
+    /// Loads the control and status words: FLDCW, FLDENV, FRSTOR.
+    loads_control: bool,
     flags: bool,
     /// Reads the status flags.
     flags_in: bool,
@@ -151,16 +153,32 @@ struct Patched {
 }
 
 /// Rewrites prefixes and ModRM: memory becomes `[rbx]`, general registers rcx (reg) and rdx (r/m).
-fn patch(bytes: &[u8], i: &Instruction, is64: bool) -> Option<Patched> {
+fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Patched> {
     let mut out = Vec::with_capacity(16);
     let mut at = 0;
+    let mut rex = 0;
     while let Some(&b) = bytes.get(at) {
         match b {
-            0x66 | 0xf2 | 0xf3 => out.push(b),
-            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => {}
+            0x66 | 0xf2 | 0xf3 => {
+                out.push(b);
+                rex = 0;
+            }
+            0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67 => rex = 0,
+            // Counts only right before the opcode.
+            0x40..=0x4f if is64 => rex = b,
             _ => break,
         }
         at += 1;
+    }
+    if sixteen {
+        // The size of these follows the operand size, whose default is the other one here.
+        use Mnemonic::*;
+        if matches!(i.mnemonic(), Fldenv | Fnstenv | Fnsave | Frstor) {
+            match out.iter().position(|&b| b == 0x66) {
+                Some(_) => out.retain(|&b| b != 0x66),
+                None => out.insert(0, 0x66),
+            }
+        }
     }
     let vex = i.encoding() == EncodingKind::VEX;
     let gpr_operand = (0..i.op_count())
@@ -185,15 +203,15 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool) -> Option<Patched> {
             out.extend([0xc4, 0xe1, p1 & 0x7f]);
             at += 2;
         }
+        let moves = matches!(i.mnemonic(), Mnemonic::Vmovd | Mnemonic::Vpextrd | Mnemonic::Vpinsrd);
+        if !is64 && (gpr_operand.is_some() || moves) {
+            // There are no 64-bit operands there, whatever W says.
+            out[head + 2] &= 0x7f;
+        }
         opcode = *bytes.get(at)?;
         out.push(opcode);
         at += 1;
     } else {
-        let mut rex = 0;
-        if is64 && bytes.get(at)? & 0xf0 == 0x40 {
-            rex = bytes[at];
-            at += 1;
-        }
         r = rex & 4 != 0;
         b_bit = rex & 1 != 0;
         head = out.len();
@@ -295,6 +313,40 @@ fn is_blend_by_register(i: &Instruction) -> bool {
     matches!(i.mnemonic(), Mnemonic::Vblendvps | Mnemonic::Vblendvpd | Mnemonic::Vpblendvb)
 }
 
+/// Whether the rewritten instruction is the original one on the operands that the thunk prepares. What fails here is
+/// not run: the guest must not choose what the host executes.
+fn faithful(p: &Patched, i: &Instruction) -> bool {
+    use iced_x86::{Decoder, DecoderOptions, OpKind};
+    let d = Decoder::with_ip(64, &p.bytes, 0, DecoderOptions::NONE).decode();
+    if d.is_invalid()
+        || d.len() != p.bytes.len()
+        || d.mnemonic() != i.mnemonic()
+        || d.op_count() != i.op_count()
+    {
+        return false;
+    }
+    (0..i.op_count()).all(|n| match (i.op_kind(n), d.op_kind(n)) {
+        (OpKind::Memory, OpKind::Memory) => {
+            d.memory_base() == Register::RBX
+                && d.memory_index() == Register::None
+                && d.memory_displacement64() == 0
+                && d.segment_prefix() == Register::None
+                && d.memory_size() == i.memory_size()
+        }
+        (OpKind::Register, OpKind::Register) => {
+            let (was, is) = (i.op_register(n), d.op_register(n));
+            if was.is_gpr() && (p.reg.is_some() || p.rm.is_some()) {
+                let want = if p.reg.is_some() { Register::RCX } else { Register::RDX };
+                is.full_register() == want && is.size() == was.size()
+            } else {
+                is == was
+            }
+        }
+        (OpKind::Immediate8, OpKind::Immediate8) => i.immediate8() == d.immediate8(),
+        _ => false,
+    })
+}
+
 fn immediate_len(i: &Instruction) -> usize {
     use iced_x86::OpKind::*;
     let mut n = 0;
@@ -331,6 +383,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         x87: false,
         waits: false,
         control: false,
+        loads_control: false,
         flags: false,
         flags_in: false,
         gpr: [None; 3],
@@ -340,7 +393,8 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         return o;
     };
     let is64 = mode & key::L64 != 0;
-    let Some(p) = patch(bytes, &i, is64) else { return o };
+    let sixteen = !is64 && mode & key::CODE32 == 0;
+    let Some(p) = patch(bytes, &i, is64, sixteen).filter(|p| faithful(p, &i)) else { return o };
     let unit = unit(&i);
     let vex = unit == Unit::Avx;
     o.x87 = matches!(unit, Unit::X87 | Unit::Mmx);
@@ -351,6 +405,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         i.mnemonic(),
         Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms
     );
+    o.loads_control = matches!(i.mnemonic(), Fldcw | Fldenv | Frstor);
     o.waits = o.x87 && !matches!(i.mnemonic(), Fnstcw | Fnstsw | Fnstenv | Fnsave | Fninit | Fnclex);
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&i);
@@ -540,11 +595,18 @@ fn attempt(
     aligned: bool,
     insn: u8,
 ) -> Result<bool, Fault> {
-    if t.x87 && cpu.env.fpu.fsw() & 0x80 != 0 && t.waits {
-        if cpu.env.cr0 & cr0::NE != 0 {
-            return Err(Fault::new(vector::MF));
+    // An exception of before that waits: #MF, or with CR0.NE clear the FERR pin and on we go. The host must see
+    // none, or it would trap us.
+    let mut pending = None;
+    if t.waits {
+        let (fcw, fsw) = (cpu.env.fpu.fcw(), cpu.env.fpu.fsw());
+        if fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0 {
+            if cpu.env.cr0 & cr0::NE != 0 {
+                return Err(Fault::new(vector::MF));
+            }
+            cpu.platform().ferr(true);
+            pending = Some((fcw, fsw));
         }
-        cpu.platform().ferr(true);
     }
     if aligned && va & (len as u64).wrapping_sub(1) != 0 {
         return Err(Fault::GP0);
@@ -595,7 +657,18 @@ fn attempt(
         // The x87 runs with the guest's own masks: an unmasked exception is signalled by the next waiting
         // instruction only, and neither FXSAVE nor FNINIT is one.
         let pointers = [8, 16].map(|at| cpu.env.fpu.u64_at(at));
+        if let Some((fcw, fsw)) = pending {
+            cpu.env.fpu.set_fcw(fcw | 0x3f);
+            cpu.env.fpu.set_fsw(fsw & !0x80bf);
+        }
         entry(c);
+        if let Some((fcw, fsw)) = pending
+            && !t.loads_control
+        {
+            cpu.env.fpu.set_fcw(fcw);
+            let now = cpu.env.fpu.fsw();
+            cpu.env.fpu.set_fsw(now | fsw & 0x80bf);
+        }
         if t.x87 {
             // The host's idea of where the instruction was must not show.
             let ip = if t.control { pointers[0] } else { (*cpu.t0.block).rip_of(insn) };
