@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["test", rest @ ..] => test(rest),
         ["ci"] => ci(),
-        ["bench", "interp", rest @ ..] => with_guest().and_then(|()| binary("bench_interp", rest)),
+        ["bench", "interp", rest @ ..] => bench_interp(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
         ["fuzz", "cpu", rest @ ..] => binary("fuzz_cpu", rest),
         ["fuzz", "devices", rest @ ..] => binary("fuzz_devices", rest),
@@ -122,6 +122,20 @@ fn binary(name: &str, args: &[&str]) -> Result<(), String> {
     let mut all = vec!["run", "--release", "--quiet", "--package", "anura-tests", "--bin", name, "--"];
     all.extend(args);
     cargo(&all)
+}
+
+/// Hot loops, then boots of the fetched kernel beside QEMU's, if QEMU is installed.
+fn bench_interp(args: &[&str]) -> Result<(), String> {
+    with_guest()?;
+    let cache = match env::var_os("XDG_CACHE_HOME") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache"),
+    };
+    let guest = |name: &str| cache.join("anura").join(name).display().to_string();
+    let (kernel, initrd) = (guest("vmlinuz"), guest("initrd.gz"));
+    let mut all = vec!["--kernel", &kernel, "--initrd", &initrd];
+    all.extend(args);
+    binary("bench_interp", &all)
 }
 
 /// Hours of fuzzing, each round with a seed of its own.

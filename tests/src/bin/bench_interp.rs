@@ -1,8 +1,8 @@
 //! Guest instructions per second of the interpreter on hot loops, and what a Linux boot costs beside QEMU.
 //!
 //! Run as `cargo xtask bench interp [--kernel BZIMAGE] [--initrd FILE] [--anura PROGRAM] [--qemu PROGRAM]`. Each loop's
-//! line is the best of several rounds. With a kernel, it is booted by us and by QEMU's TCG in turn (without an initrd to
-//! the panic that finds no root); CPU time is what the process and its threads used, and memory is what is resident
+//! line is the best of several rounds. With a kernel, it is booted by us and by QEMU's TCG in turn, with the initial RAM
+//! disk of `tools/fetch-guest` to its power-off (without one to the panic that finds no root); CPU time is what the process and its threads used, and memory is what is resident
 //! beside the guest's own RAM.
 
 use anura_accel::{Budget, Vcpu};
@@ -97,7 +97,14 @@ fn boot(program: &str, engine: &[&str], kernel: &str, initrd: Option<&str>) -> s
     let before = children();
     let mut command = Command::new(program);
     command.args(engine).args(["-m", &RAM.to_string(), "-display", "none", "-monitor", "none", "-no-reboot"]);
-    command.args(["-serial", "null", "-kernel", kernel, "-append", "console=ttyS0 quiet panic=-1"]);
+    command.args([
+        "-serial",
+        "null",
+        "-kernel",
+        kernel,
+        "-append",
+        "console=ttyS0 quiet panic=-1 anura.run=check",
+    ]);
     if let Some(i) = initrd {
         command.args(["-initrd", i]);
     }
