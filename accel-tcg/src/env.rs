@@ -352,6 +352,8 @@ impl Env {
         self.msrs.clone_from(msrs);
         self.pdpte = *pdpte;
         self.fpu.clone_from(xsave);
+        // An image from outside must not make the host's x87 trap in our hands.
+        self.fpu.settle_x87();
         (self.pending, self.pending_db) = (*pending, *pending_db);
         (self.nmi_pending, self.nmi_masked) = (*nmi_pending, *nmi_masked);
         self.shadow = *shadow;

@@ -378,6 +378,8 @@ impl InterpVcpu {
 
     fn fault(&mut self, f: Fault) -> Option<VcpuExit> {
         self.cpu.env.insn_in_block = 0;
+        // The faulting instruction counts, or a guest whose handler faults at once would stand outside of time.
+        self.cpu.env.icount += 1;
         match deliver(&mut self.cpu, f.into()) {
             Ok(()) => None,
             Err(deliver::Shutdown) => Some(VcpuExit::TripleFault),

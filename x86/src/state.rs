@@ -74,6 +74,15 @@ impl XsaveImage {
     pub fn set_fsw(&mut self, v: u16) {
         self.bytes[2..4].copy_from_slice(&v.to_le_bytes());
     }
+    /// Makes the x87 words what a processor would hold after loading them: fixed bits, and the
+    /// summary and busy bits that follow the unmasked exceptions.
+    pub fn settle_x87(&mut self) {
+        self.bytes[5] = 0;
+        self.set_fcw(self.fcw() & 0x1f3f | 0x40);
+        let fsw = self.fsw();
+        let pending = fsw & !self.fcw() & 0x3f != 0;
+        self.set_fsw(if pending { fsw | 0x8080 } else { fsw & !0x8080 });
+    }
     /// Abridged tag byte: one bit per physical register that is not empty.
     pub fn ftw(&self) -> u8 {
         self.bytes[4]

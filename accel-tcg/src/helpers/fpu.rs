@@ -84,8 +84,6 @@ fn check_mxcsr(image: &[u8; 512]) -> Exec<()> {
 
 fn restore_x87(fpu: &mut XsaveImage, image: &[u8; 512], wide: bool) {
     fpu.bytes[..24].copy_from_slice(&image[..24]);
-    fpu.bytes[5] = 0;
-    fpu.set_fcw(fpu.fcw() & 0x1f3f | 0x40);
     if !wide {
         fpu.bytes[12..16].fill(0);
         fpu.bytes[20..24].fill(0);
@@ -95,10 +93,7 @@ fn restore_x87(fpu: &mut XsaveImage, image: &[u8; 512], wide: bool) {
     for i in 0..8 {
         fpu.bytes[42 + i * 16..48 + i * 16].fill(0);
     }
-    // Summary bit and busy follow the unmasked exceptions.
-    let (fcw, fsw) = (fpu.fcw(), fpu.fsw());
-    let pending = fsw & !fcw & 0x3f != 0;
-    fpu.set_fsw(if pending { fsw | 0x8080 } else { fsw & !0x8080 });
+    fpu.settle_x87();
 }
 
 /// Components that differ from their initial configuration. MXCSR is not part of SSE here.
