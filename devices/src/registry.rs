@@ -303,6 +303,8 @@ pub const ALL: &[DeviceType] = &[
         property("lost_tick_policy", Kind::Enum(&["discard", "slew"]), Default::Text("discard"),
             "what becomes of ticks that could not be delivered"),
     ]),
+    device("i8257", Bus::Isa, Category::Misc, "Two 8237 DMA controllers with page registers", false, &[]),
+    device("port92", Bus::Isa, Category::Misc, "System control port A: A20 gate and reset", false, &[]),
     device("fw_cfg_io", Bus::System, Category::Misc, "Firmware configuration", false, &[
         switch("dma_enabled", true, "offer the DMA interface"),
         number("x-file-slots", Kind::U16, 32, "number of files"),

@@ -2,7 +2,7 @@
 
 use anura_machine::testing::TestMachine;
 use anura_tests::device_fuzz::{Fuzz, Rng, difference};
-use anura_vmcore::{Record, Value};
+use anura_vmcore::{Record, Value, Width};
 
 /// A board after traffic.
 fn used(seed: u64, steps: u32) -> Fuzz {
@@ -35,24 +35,58 @@ fn a_loaded_board_behaves_as_the_saved_one() {
     }
 }
 
+/// Loads each device of `saved` alone into a new board, where nothing but the device may change.
+fn load_one_by_one(saved: &TestMachine, case: &str) {
+    for (path, device) in saved.board().devices() {
+        let copy = TestMachine::pc();
+        let before = copy.save();
+        let devices = copy.board().devices();
+        let (_, target) = devices.iter().find(|(p, _)| p == path).unwrap();
+        target.load(&device.save()).unwrap_or_else(|e| panic!("{path}: {e}"));
+        let after = copy.save();
+        // Its own record, and the clock, whose timers it armed, are new; nothing else is.
+        let others = |states: &anura_machine::States| -> anura_machine::States {
+            states.iter().filter(|(p, _)| p != path && p != "clock").cloned().collect()
+        };
+        assert_eq!(difference(&others(&before), &others(&after)), None, "{path}, {case}");
+    }
+}
+
 #[test]
 fn loading_a_device_moves_no_line_of_the_others() {
     for seed in 200..206 {
-        let fuzz = used(seed, 1500);
-        for (path, device) in fuzz.machine().board().devices() {
-            let copy = TestMachine::pc();
-            let before = copy.save();
-            let devices = copy.board().devices();
-            let (_, target) = devices.iter().find(|(p, _)| p == path).unwrap();
-            target.load(&device.save()).unwrap_or_else(|e| panic!("{path}: {e}"));
-            let after = copy.save();
-            // Its own record, and the clock, whose timers it armed, are new; nothing else is.
-            let others = |states: &anura_machine::States| -> anura_machine::States {
-                states.iter().filter(|(p, _)| p != path && p != "clock").cloned().collect()
-            };
-            assert_eq!(difference(&others(&before), &others(&after)), None, "{path}, seed {seed}");
-        }
+        load_one_by_one(used(seed, 1500).machine(), &format!("seed {seed}"));
     }
+}
+
+#[test]
+fn loading_a_device_that_holds_its_line_high_makes_no_edge() {
+    let pc = TestMachine::pc();
+    pc.outb(0xb2, 0xf1);
+    pc.outw(0x602, 0x100);
+    pc.board().pm.lock().power_button();
+    pc.board().keyboard.as_ref().unwrap().lock().key(0x1e, true);
+    for base in [0x3f8, 0x2f8, 0x3e8, 0x2e8] {
+        pc.outb(base + 4, 0x08);
+        pc.outb(base + 1, 0x02);
+    }
+    pc.outb(0x37a, 0x1d);
+    pc.outb(0x37a, 0x1c);
+    pc.outb(0x3f2, 0x0c);
+    pc.outb(0x70, 0x0b);
+    pc.outb(0x71, 0x42);
+    // An HPET comparator in levels, and the PIT's output after its count.
+    pc.write(0xfed0_0100, Width::W4, 20 << 9 | 6);
+    pc.write(0xfed0_0108, Width::W8, 10);
+    pc.write(0xfed0_0010, Width::W4, 1);
+    for (port, value) in [(0x43, 0x30), (0x40, 2), (0x40, 0)] {
+        pc.outb(port, value);
+    }
+    pc.advance(10_000_000);
+    let lines = pc.board().fabric.describe_irq();
+    let high = [0, 1, 3, 4, 6, 7, 8, 9].map(|irq| lines.contains(&format!("{irq:2}: ")));
+    assert_eq!(high, [true; 8], "{lines}");
+    load_one_by_one(&pc, "lines high");
 }
 
 /// Values that no save would write where `value` was.
