@@ -269,3 +269,30 @@ fn instructions_are_fetched_from_what_is_no_memory_too() {
     assert_eq!(vcpu.run(Budget::Instructions(5)), VcpuExit::TripleFault);
     assert_eq!(vcpu.state().rip, 0x4000_0000);
 }
+
+#[test]
+fn a_guest_that_only_faults_gives_its_turn_away() {
+    // #UD whose handler is the same #UD, on a stack of its own each time.
+    let bed = TestBed::new(16 << 20, "qemu64");
+    let (root, mut next) = (0x10_0000, 0x10_1000);
+    for page in 0..16u64 {
+        let at = CODE + page * 0x1000;
+        bed.map_page(root, &mut next, at, at | 3);
+    }
+    bed.ram.write(CODE, &[0x0f, 0x0b]);
+    let (idt, gdt, tss) = (CODE + 0x1000, CODE + 0x2000, CODE + 0x3000);
+    bed.put(idt + 6 * 16, 0x8e01 << 32 | 0x10 << 16 | (CODE & 0xffff) | (CODE >> 16) << 48);
+    bed.put(gdt + 0x10, 0x00af_9b00_0000_ffff);
+    bed.put(tss + 0x24, STACK);
+    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    enter_long_mode(vcpu.cpu(), root, 0);
+    let cpu = vcpu.cpu();
+    cpu.env.idtr = anura_x86::TableReg { base: idt, limit: 0xfff };
+    cpu.env.gdtr = anura_x86::TableReg { base: gdt, limit: 0xfff };
+    cpu.env.tr = Segment::new(0x20, tss, 0x67, 0x8b);
+    cpu.env.rip = CODE;
+    cpu.env.gpr[4] = STACK;
+    cpu.after_load();
+    assert_eq!(vcpu.run(Budget::Unlimited), VcpuExit::BudgetSpent);
+    assert_eq!((vcpu.instructions(), vcpu.state().rip), (0, CODE));
+}

@@ -475,6 +475,9 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         return o;
     }
     let code = emit(&p.bytes, &o, vectors, stores, vex);
+    if code.is_empty() {
+        return o;
+    }
     o.entry = arena.add(id, &code);
     o
 }
