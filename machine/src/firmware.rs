@@ -301,11 +301,11 @@ impl Tables {
         if let Some(acpi) = &self.acpi {
             let (blob, rsdp) = acpi.place(base as u32);
             next += (blob.len() as u64).next_multiple_of(64);
-            pieces.push(Piece { address: base, bytes: blob });
-            pieces.push(Piece { address: RSDP, bytes: rsdp });
+            pieces.push(Piece::new(base, blob));
+            pieces.push(Piece::new(RSDP, rsdp));
         }
-        pieces.push(Piece { address: SMBIOS, bytes: self.smbios_anchor(next) });
-        pieces.push(Piece { address: next, bytes: self.smbios.structures.clone() });
+        pieces.push(Piece::new(SMBIOS, self.smbios_anchor(next)));
+        pieces.push(Piece::new(next, self.smbios.structures.clone()));
         pieces
     }
 

@@ -4,6 +4,9 @@
 //! zero page layout, and the x86/HVM direct boot ABI (PVH). An image is prepared once as pieces of memory and a
 //! CPU state, which are put in place again at each reset.
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anura_x86::{CpuState, Segment, TableReg, segment::index};
@@ -16,8 +19,55 @@ use crate::error::MachineError;
 pub struct Piece {
     /// Where it goes.
     pub address: u64,
-    /// What goes there.
-    pub bytes: Vec<u8>,
+    contents: Contents,
+}
+
+/// What goes into a piece. Large parts of files are read again at each reset rather than kept.
+#[derive(Clone, Debug)]
+enum Contents {
+    Bytes(Vec<u8>),
+    File { path: PathBuf, offset: u64, len: usize, digest: blake3::Hash },
+}
+
+/// Parts of files that are at least this long are not kept in memory.
+const KEEP_BELOW: usize = 1 << 20;
+
+impl Piece {
+    /// A piece with these bytes.
+    pub fn new(address: u64, bytes: Vec<u8>) -> Self {
+        Self { address, contents: Contents::Bytes(bytes) }
+    }
+
+    /// A piece with `bytes`, which are in the file at `path` from `offset` on.
+    fn of_file(address: u64, path: &Path, offset: usize, bytes: &[u8]) -> Self {
+        let regular = std::fs::metadata(path).is_ok_and(|m| m.is_file());
+        if bytes.len() < KEEP_BELOW || !regular {
+            return Self::new(address, bytes.to_vec());
+        }
+        let digest = blake3::hash(bytes);
+        Self {
+            address,
+            contents: Contents::File { path: path.into(), offset: offset as u64, len: bytes.len(), digest },
+        }
+    }
+
+    /// The bytes. An error if they are a file's and it has changed since the machine was built.
+    pub fn bytes(&self) -> Result<Cow<'_, [u8]>, MachineError> {
+        match &self.contents {
+            Contents::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
+            Contents::File { path, offset, len, digest } => {
+                let mut bytes = vec![0; *len];
+                File::open(path).and_then(|file| file.read_exact_at(&mut bytes, *offset)).map_err(
+                    |source| MachineError::File { option: "boot image", path: path.clone(), source },
+                )?;
+                if blake3::hash(&bytes) != *digest {
+                    let why = "changed since the machine was started; start it anew".to_owned();
+                    return Err(MachineError::Image { option: "boot image", path: path.clone(), why });
+                }
+                Ok(Cow::Owned(bytes))
+            }
+        }
+    }
 }
 
 /// How the first processor starts.
@@ -243,7 +293,7 @@ fn bzimage(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) ->
         let start = place_initrd(initrd.len() as u64, end, request.low_ram_end.min(highest))?;
         put(&mut zero_page, 0x218, &(start as u32).to_le_bytes());
         put(&mut zero_page, 0x21c, &(initrd.len() as u32).to_le_bytes());
-        pieces.push(Piece { address: start, bytes: initrd });
+        pieces.push(Piece::of_file(start, request.initrd.unwrap_or(Path::new("")), 0, &initrd));
     }
     // One entry of setup data: next, type 9 (random seed), length, bytes.
     let mut setup_data = vec![0; 8];
@@ -251,12 +301,12 @@ fn bzimage(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) ->
     setup_data.extend((request.seed.len() as u32).to_le_bytes());
     setup_data.extend(request.seed);
     pieces.extend([
-        Piece { address: GDT, bytes: gdt() },
-        Piece { address: ZERO_PAGE, bytes: zero_page },
-        Piece { address: PAGE_TABLES, bytes: page_tables() },
-        Piece { address: SETUP_DATA, bytes: setup_data },
-        Piece { address: COMMAND_LINE, bytes: line },
-        Piece { address: load, bytes: body.to_vec() },
+        Piece::new(GDT, gdt()),
+        Piece::new(ZERO_PAGE, zero_page),
+        Piece::new(PAGE_TABLES, page_tables()),
+        Piece::new(SETUP_DATA, setup_data),
+        Piece::new(COMMAND_LINE, line),
+        Piece::of_file(load, request.kernel, setup, body),
     ]);
     Ok(BootImage { pieces, entry: Entry::Linux64 { rip: load + 0x200 } })
 }
@@ -315,7 +365,7 @@ fn pvh(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) -> Res
                 }
                 let mut bytes = data.to_vec();
                 bytes.resize(size as usize, 0);
-                pieces.push(Piece { address: start, bytes });
+                pieces.push(Piece::new(start, bytes));
                 end = end.max(last);
             }
             _ => {}
@@ -344,13 +394,9 @@ fn pvh(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) -> Res
         put(&mut info, 0x10, &(PVH_INFO + 0x60).to_le_bytes());
         put(&mut info, 0x60, &start.to_le_bytes());
         put(&mut info, 0x68, &(initrd.len() as u64).to_le_bytes());
-        pieces.push(Piece { address: start, bytes: initrd });
+        pieces.push(Piece::of_file(start, request.initrd.unwrap_or(Path::new("")), 0, &initrd));
     }
-    pieces.extend([
-        Piece { address: GDT, bytes: gdt() },
-        Piece { address: PVH_INFO, bytes: info },
-        Piece { address: COMMAND_LINE, bytes: line },
-    ]);
+    pieces.extend([Piece::new(GDT, gdt()), Piece::new(PVH_INFO, info), Piece::new(COMMAND_LINE, line)]);
     Ok(BootImage { pieces, entry: Entry::Pvh { eip } })
 }
 
@@ -446,8 +492,8 @@ mod tests {
         result
     }
 
-    fn piece(image: &BootImage, address: u64) -> &[u8] {
-        &image.pieces.iter().find(|p| p.address == address).unwrap().bytes
+    fn piece(image: &BootImage, address: u64) -> Vec<u8> {
+        image.pieces.iter().find(|p| p.address == address).unwrap().bytes().unwrap().into_owned()
     }
 
     #[test]
@@ -456,7 +502,7 @@ mod tests {
         assert_eq!(image.entry, Entry::Linux64 { rip: 0x10_0200 });
         let page = piece(&image, ZERO_PAGE);
         assert_eq!(
-            (page[0x1e8], u32_at(page, 0x228), u64_at(page, 0x70)),
+            (page[0x1e8], u32_at(&page, 0x228), u64_at(&page, 0x70)),
             (1, COMMAND_LINE as u32, 0xf_5000)
         );
         assert_eq!(piece(&image, COMMAND_LINE), b"console=ttyS0\0");
@@ -464,6 +510,19 @@ mod tests {
         image.set_up(&mut state);
         assert!(state.is_64bit() && state.validate().is_ok());
         assert_eq!(state.gpr[6], ZERO_PAGE);
+    }
+
+    #[test]
+    fn a_large_part_of_a_file_is_read_again_and_a_change_is_noticed() {
+        let path = std::env::temp_dir().join(format!("anura-piece-{}", std::process::id()));
+        let bytes: Vec<u8> = (0..KEEP_BELOW + 10).map(|n| n as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let piece = Piece::of_file(0, &path, 3, &bytes[3..]);
+        assert!(matches!(piece.contents, Contents::File { .. }));
+        assert!(*piece.bytes().unwrap() == bytes[3..]);
+        std::fs::write(&path, vec![0; bytes.len()]).unwrap();
+        assert!(piece.bytes().unwrap_err().to_string().contains("changed"));
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -327,11 +327,12 @@ impl Machine {
             let Some(boot) = &inner.boot else { return Ok(()) };
             crate::firmware::post(&inner.pc);
             for piece in &boot.pieces {
-                let written = inner.pc.memory.write_bytes(piece.address, &piece.bytes, anura_vmcore::Requester::Monitor);
+                let bytes = piece.bytes()?;
+                let written = inner.pc.memory.write_bytes(piece.address, &bytes, anura_vmcore::Requester::Monitor);
                 if !written.is_ok() {
                     return Err(MachineError::Config(format!(
                         "-kernel: {:#x} bytes at {:#x} do not fit in guest memory; give the machine more with -m",
-                        piece.bytes.len(),
+                        bytes.len(),
                         piece.address
                     )));
                 }
