@@ -91,8 +91,8 @@ pub struct Tally {
     pub thunk: bool,
 }
 
-/// Bytes before and behind each window's centre that operands can reach.
-const REACH: usize = 256;
+/// Bytes before and behind each window's centre that operands can reach: FXRSTOR reads 512.
+const REACH: usize = 640;
 
 /// Runs of the windows' bytes, as (offset, length): the absent page is not there.
 fn windows() -> [(usize, usize); 4] {
