@@ -40,8 +40,8 @@ pub fn main(arguments: &[String]) -> i32 {
     }
 }
 
-/// Prints an error with its causes in one line.
-fn fail(error: &dyn Error) -> i32 {
+/// An error with its causes in one line.
+fn in_one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {
@@ -51,7 +51,11 @@ fn fail(error: &dyn Error) -> i32 {
         }
         cause = next.source();
     }
-    eprintln!("anura: {}", line.replace('\n', " "));
+    line.replace('\n', " ")
+}
+
+fn fail(error: &dyn Error) -> i32 {
+    eprintln!("anura: {}", in_one_line(error));
     1
 }
 
@@ -97,7 +101,8 @@ fn set_up_logs(config: &MachineConfig) -> Result<(), String> {
 
 fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
     set_up_logs(&config)?;
-    let engine = engines::choose(&config, engines::built_in(), &mut |line| eprintln!("anura: {line}"))?;
+    let mut said = Vec::new();
+    let engine = engines::choose(&config, engines::built_in(), &mut |line| said.push(line))?;
     // Before any thread is made: the process that stays is a child of this one.
     let daemon = if config.daemonize { Some(daemon::Daemon::start()?) } else { None };
     if let Some(code) = daemon.as_ref().and_then(daemon::Daemon::parent_result) {
@@ -108,10 +113,7 @@ fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
         (config.start_paused, config.monitors.clone(), config.incoming.clone());
     let machine = Machine::new(config, engine.as_ref())?;
     machine.set_migrator(Box::new(|machine, uri| {
-        anura_migration::save_to(machine, uri).map_err(|e| match e.source() {
-            Some(cause) => format!("{e}: {cause}"),
-            None => e.to_string(),
-        })
+        anura_migration::save_to(machine, uri).map_err(|e| in_one_line(&e))
     }));
     // Monitors come after the devices: on a shared line the first one has the input.
     for monitor in &monitors {
@@ -127,12 +129,15 @@ fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
     match incoming.as_deref() {
         Some("defer") => {}
         Some(uri) => {
-            anura_migration::load_from(&machine, uri)?;
+            anura_migration::load_from(&machine, uri)
+                .map_err(|e| format!("-incoming {uri}: {}", in_one_line(&e)))?;
             machine.incoming_done(!paused);
         }
         None if !paused => machine.start(),
         None => {}
     }
+    // Only now: a mistake of the user is told alone.
+    said.iter().for_each(|line| eprintln!("anura: {line}"));
     let code = machine.run();
     machine.close();
     drop(pidfile);
