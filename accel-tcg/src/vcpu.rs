@@ -35,8 +35,6 @@ use std::time::Instant;
 const SINGLE: u32 = 1 << 31;
 /// Instructions between looks at the host's clock, for budgets in host time.
 const TIME_SLICE: u64 = 200_000;
-/// Turns of the loop without an instruction retired, after which a run ends as if its budget were spent.
-const STANDING: u32 = 100_000;
 /// A budget that no run can use up.
 const ENDLESS: u64 = u64::MAX >> 1;
 /// DR6.BS.
@@ -119,7 +117,6 @@ impl InterpVcpu {
         } else {
             0
         };
-        let (mut last, mut standing) = (start, 0u32);
         let exit = loop {
             self.cpu.env.insn_in_block = 0;
             if let Some(exit) = self.events(&mut cache) {
@@ -127,12 +124,6 @@ impl InterpVcpu {
             }
             let now = self.cpu.env.icount;
             if now >= end {
-                break VcpuExit::BudgetSpent;
-            }
-            // A guest whose handlers fault at once retires nothing and must not keep the others waiting for ever.
-            standing = if now == last { standing + 1 } else { 0 };
-            last = now;
-            if standing > STANDING {
                 break VcpuExit::BudgetSpent;
             }
             if let Some(t) = deadline

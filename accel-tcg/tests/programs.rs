@@ -271,7 +271,7 @@ fn instructions_are_fetched_from_what_is_no_memory_too() {
 }
 
 #[test]
-fn a_guest_that_only_faults_gives_its_turn_away() {
+fn a_guest_that_only_faults_spends_its_budget() {
     // #UD whose handler is the same #UD, on a stack of its own each time.
     let bed = TestBed::new(16 << 20, "qemu64");
     let (root, mut next) = (0x10_0000, 0x10_1000);
@@ -293,6 +293,6 @@ fn a_guest_that_only_faults_gives_its_turn_away() {
     cpu.env.rip = CODE;
     cpu.env.gpr[4] = STACK;
     cpu.after_load();
-    assert_eq!(vcpu.run(Budget::Unlimited), VcpuExit::BudgetSpent);
-    assert_eq!((vcpu.instructions(), vcpu.state().rip), (0, CODE));
+    assert_eq!(vcpu.run(Budget::Instructions(1000)), VcpuExit::BudgetSpent);
+    assert_eq!((vcpu.instructions(), vcpu.state().rip), (1000, CODE));
 }
