@@ -61,6 +61,8 @@ pub struct FlatRange {
     readonly: bool,
     direct: u8,
     direct_unaligned: bool,
+    /// Bytes from the range's start that one access may reach: see [`Self::room`].
+    reach: u64,
 }
 
 impl std::fmt::Debug for FlatRange {
@@ -96,6 +98,10 @@ impl FlatRange {
             RegionKind::Container | RegionKind::Alias(_) => return None,
         };
         let readonly = readonly || matches!(region.kind(), RegionKind::Rom(_));
+        let reach = match kind {
+            RangeKind::Io { .. } => region.size().saturating_sub(offset),
+            _ => size,
+        };
         Some(Self {
             start,
             size,
@@ -105,6 +111,7 @@ impl FlatRange {
             readonly,
             direct: rules.direct_widths(),
             direct_unaligned: rules.direct_unaligned(),
+            reach,
         })
     }
 
@@ -153,10 +160,7 @@ impl FlatRange {
     /// register is its second byte. RAM and ROM end where the range does.
     #[inline]
     fn room(&self, within: u64) -> u64 {
-        match self.kind {
-            RangeKind::Io { .. } => self.region.size().wrapping_sub(self.offset.wrapping_add(within)),
-            _ => self.size.wrapping_sub(within),
-        }
+        self.reach.wrapping_sub(within)
     }
 
     fn access(&self, gpa: u64, width: Width, from: Requester) -> Access {
