@@ -9,7 +9,7 @@ use anura_x86::regs::{cr0, cr4, efer};
 use anura_x86::segment::index::{CS, SS};
 use anura_x86::{CpuModel, FeatureSet, Segment, TableReg, Topology};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// An APIC that only keeps its task priority.
 #[derive(Default)]
@@ -59,11 +59,17 @@ impl LocalApic for QuietApic {
 
 /// A board with nothing on it.
 #[derive(Default)]
-pub struct EmptyBoard(QuietApic);
+pub struct EmptyBoard {
+    apic: QuietApic,
+    /// The A20 gate is closed.
+    pub a20_closed: AtomicBool,
+    /// The FERR# pin is asserted.
+    pub ferr: AtomicBool,
+}
 
 impl CpuPlatform for EmptyBoard {
     fn apic(&self, _: u32) -> &dyn LocalApic {
-        &self.0
+        &self.apic
     }
     fn rdmsr(&self, _: u32, _: u32) -> Option<u64> {
         None
@@ -71,7 +77,12 @@ impl CpuPlatform for EmptyBoard {
     fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
         false
     }
-    fn ferr(&self, _: bool) {}
+    fn ferr(&self, level: bool) {
+        self.ferr.store(level, Ordering::Relaxed);
+    }
+    fn a20(&self) -> bool {
+        !self.a20_closed.load(Ordering::Relaxed)
+    }
 }
 
 /// Spaces and configuration of the machine.
@@ -82,6 +93,8 @@ pub struct TestBed {
     pub spaces: VmSpaces,
     /// Configuration.
     pub config: VmConfig,
+    /// The board, as the configuration has it.
+    pub board: Arc<EmptyBoard>,
 }
 
 impl TestBed {
@@ -106,14 +119,15 @@ impl TestBed {
         };
         let available = FeatureSet::available();
         let model = CpuModel::named(model, &available).expect("a model that exists");
+        let board = Arc::new(EmptyBoard::default());
         let config = VmConfig {
-            platform: Arc::new(EmptyBoard::default()),
+            platform: board.clone(),
             model,
             topology: Topology::default(),
             tsc_khz: 1_000_000,
             counted: false,
         };
-        Self { ram, spaces, config }
+        Self { ram, spaces, config, board }
     }
 
     /// What its processors share.

@@ -266,8 +266,8 @@ impl InterpVcpu {
                 let c = unsafe { &*code };
                 // SAFETY: `pred` ran just now and no code was freed since.
                 let p = unsafe { &*pred };
-                // With a CS base the same page of RIPs may be two pages of memory.
-                let direct = c.key & (key::L64 | key::CS_BASE0) != 0 && c.pa2.is_none();
+                // With a CS base the same page of RIPs may be two pages of memory, or end earlier.
+                let direct = c.key & (key::L64 | key::CS_FLAT) != 0 && c.pa2.is_none();
                 if direct && c.key == p.key && (c.host ^ p.host) >> 12 == 0 && !self.cpu.code_dirty() {
                     cache.link(pred, n.into(), code);
                     self.cpu.t0.counts.links += 1;
@@ -401,16 +401,24 @@ impl InterpVcpu {
         let cpu = &mut self.cpu;
         cpu.t0.counts.lookups += 1;
         let rip = cpu.env.rip;
-        let tag = (cpu.mmu.exec_epoch & 0xffff_ffff) << 32 | u64::from(cpu.env.mode_key);
-        cpu.t0.tag = tag;
         let mode = cpu.env.mode_key;
-        if mode & key::CS_FLAT == 0 && rip > u64::from(cpu.env.seg[anura_x86::segment::index::CS].limit) {
-            return Err(Refused::Fault(Fault::GP0));
+        let mut limit = u64::MAX;
+        if mode & key::CS_FLAT == 0 {
+            let cs = &cpu.env.seg[anura_x86::segment::index::CS];
+            limit = u64::from(cs.limit);
+            if cpu.t0.cs != (cs.base, cs.limit) {
+                cpu.t0.cs = (cs.base, cs.limit);
+                cpu.t0.cs_changes += 1;
+            }
+            if rip > limit {
+                return Err(Refused::Fault(Fault::GP0));
+            }
         }
         let linear = cpu.env.linear_rip();
+        // The walk may find a changed memory map, so the tag comes after it.
         let page = cpu.translate_exec(linear)?;
-        // A walk may have found a changed memory map.
-        cpu.t0.tag = (cpu.mmu.exec_epoch & 0xffff_ffff) << 32 | u64::from(mode);
+        let epoch = cpu.mmu.exec_epoch.wrapping_add(cpu.t0.cs_changes);
+        cpu.t0.tag = (epoch & 0xffff_ffff) << 32 | u64::from(mode);
         if page.host.is_null() {
             return self.device_code(page, linear, mode);
         }
@@ -420,6 +428,9 @@ impl InterpVcpu {
         if let Some(c) = found {
             // SAFETY: the index holds live codes.
             let code = unsafe { &*c };
+            if u64::from(code.len.max(1)) - 1 > limit - rip {
+                found = None;
+            }
             if let Some(second) = code.pa2 {
                 let next = (linear & !0xfff).wrapping_add(0x1000);
                 let now = cpu.translate_exec(next)?;
@@ -485,7 +496,10 @@ impl InterpVcpu {
         ram.tracker().mark_code(offset, 1);
         let mut bytes = [0; 0x1000];
         // No block is longer than its instructions can be.
-        let first = &mut bytes[..(0x1000 - within).min(max.min(64) * 15)];
+        let inside = cpu.code_left();
+        let here = (0x1000 - within).min(max.min(64) * 15);
+        // What lies behind the segment's end is not fetched.
+        let first = &mut bytes[..here.min(inside)];
         for (i, b) in first.iter_mut().enumerate() {
             // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
             *b = unsafe { page.host.add(within + i).read_volatile() };
@@ -497,6 +511,9 @@ impl InterpVcpu {
         let built = blocks::build(
             first,
             || -> Exec<[u8; 15]> {
+                if inside <= here {
+                    return Err(Fault::GP0);
+                }
                 let p = cpu.translate_exec(next)?;
                 second_page = Some(p);
                 let mut more = [0; 15];
@@ -514,6 +531,9 @@ impl InterpVcpu {
             &self.features,
             max,
         )?;
+        if u64::from(built.block.len()) > inside as u64 {
+            return Err(Refused::Fault(Fault::GP0));
+        }
         let mut block = built.block;
         opt::flags::run(&mut block);
         if cfg!(debug_assertions)
@@ -544,6 +564,17 @@ impl InterpVcpu {
 enum Refused {
     Fault(Fault),
     Device,
+}
+
+impl Cpu {
+    /// Bytes from RIP to the end of the code segment.
+    fn code_left(&self) -> usize {
+        if self.env.mode_key & key::CS_FLAT != 0 {
+            return usize::MAX;
+        }
+        let limit = u64::from(self.env.seg[anura_x86::segment::index::CS].limit);
+        (limit + 1).saturating_sub(self.env.rip) as usize
+    }
 }
 
 impl From<Fault> for Refused {

@@ -226,6 +226,11 @@ pub trait CpuPlatform: Send + Sync {
     fn wrmsr(&self, cpu: u32, msr: u32, value: u64) -> bool;
     /// The FERR# pin: an unmasked x87 error with CR0.NE clear (IRQ 13).
     fn ferr(&self, level: bool);
+    /// The A20 gate is open. Closed, address bit 20 of every access of a CPU is zero; DMA is not concerned. It
+    /// changes only while no vCPU runs.
+    fn a20(&self) -> bool {
+        true
+    }
 }
 
 /// What waits at a local APIC.

@@ -342,6 +342,7 @@ pub const ALL: &[DeviceType] = &[
         number("xres", Kind::U32, 0, "preferred width"),
         number("yres", Kind::U32, 0, "preferred height"),
     ]),
+    device("pc-testdev", Bus::Isa, Category::Misc, "Ports, memory and interrupt lines that test kernels poke", true, &[]),
     device("isa-debug-exit", Bus::Isa, Category::Misc, "A write of v ends the emulator with (v<<1)|1", true, &[
         number("iobase", Kind::U32, 0x501, "first port"),
         number("iosize", Kind::U32, 2, "number of ports"),

@@ -15,6 +15,7 @@ pub mod logging;
 mod machine;
 pub mod memory;
 mod monitor_face;
+mod multiboot;
 pub mod pc;
 mod platform;
 mod qtree;

@@ -1,4 +1,5 @@
-//! Direct boot: a Linux bzImage by its 64-bit entry, or an ELF kernel by PVH, with no firmware.
+//! Direct boot: a Linux bzImage by its 64-bit entry, or an ELF kernel by PVH, with no firmware. Kernels with a
+//! multiboot header are [`crate::multiboot`]'s.
 //!
 //! Sources: the Linux/x86 boot protocol (version 2.12 and later: `xloadflags`, `pref_address`, `init_size`), the
 //! zero page layout, and the x86/HVM direct boot ABI (PVH). An image is prepared once as pieces of memory and a
@@ -39,7 +40,7 @@ impl Piece {
     }
 
     /// A piece with `bytes`, which are in the file at `path` from `offset` on.
-    fn of_file(address: u64, path: &Path, offset: usize, bytes: &[u8]) -> Self {
+    pub(crate) fn of_file(address: u64, path: &Path, offset: usize, bytes: &[u8]) -> Self {
         let regular = std::fs::metadata(path).is_ok_and(|m| m.is_file());
         if bytes.len() < KEEP_BELOW || !regular {
             return Self::new(address, bytes.to_vec());
@@ -82,6 +83,13 @@ pub enum Entry {
     Pvh {
         /// First instruction.
         eip: u32,
+    },
+    /// The same, with EBX holding the multiboot information.
+    Multiboot {
+        /// First instruction.
+        eip: u32,
+        /// Where the information is.
+        info: u32,
     },
 }
 
@@ -130,19 +138,22 @@ pub struct BootRequest<'a> {
     pub text_screen: bool,
 }
 
-const GDT: u64 = 0x500;
+pub(crate) const GDT: u64 = 0x500;
 const ZERO_PAGE: u64 = 0x7000;
 const PVH_INFO: u64 = 0x6000;
 const PAGE_TABLES: u64 = 0x9000;
 const SETUP_DATA: u64 = 0x1_f000;
 const COMMAND_LINE: u64 = 0x2_0000;
-const HIGH_MEMORY: u64 = 0x10_0000;
+pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Room for the command line below the conventional memory's end.
 const COMMAND_LINE_ROOM: usize = 0x1_0000;
 
 /// Prepares `request`.
 pub fn prepare(request: &BootRequest<'_>) -> Result<BootImage, MachineError> {
     let kernel = read("-kernel", request.kernel)?;
+    if let Some(at) = crate::multiboot::header(&kernel) {
+        return crate::multiboot::prepare(request, &kernel, at);
+    }
     let initrd = request.initrd.map(|path| read("-initrd", path)).transpose()?;
     let image = if kernel.starts_with(b"\x7fELF") {
         pvh(request, &kernel, initrd)
@@ -160,7 +171,7 @@ pub fn prepare(request: &BootRequest<'_>) -> Result<BootImage, MachineError> {
     })
 }
 
-fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
+pub(crate) fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
     let bytes =
         std::fs::read(path).map_err(|source| MachineError::File { option, path: path.into(), source })?;
     if bytes.is_empty() {
@@ -170,7 +181,7 @@ fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
 }
 
 /// Which of the user's inputs is at fault, and why.
-enum Bad {
+pub(crate) enum Bad {
     Kernel(String),
     Initrd(String),
     Append(String),
@@ -188,7 +199,7 @@ fn u16_at(image: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(field(image, at))
 }
 
-fn u32_at(image: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(image: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(field(image, at))
 }
 
@@ -196,7 +207,7 @@ fn u64_at(image: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(field(image, at))
 }
 
-fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
+pub(crate) fn put(page: &mut [u8], at: usize, bytes: &[u8]) {
     page[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
@@ -312,7 +323,7 @@ fn bzimage(request: &BootRequest<'_>, kernel: &[u8], initrd: Option<Vec<u8>>) ->
 }
 
 /// Null, unused, flat 64-bit code (10h), flat data (18h), flat 32-bit code (20h), busy TSS (28h).
-fn gdt() -> Vec<u8> {
+pub(crate) fn gdt() -> Vec<u8> {
     [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x0000_8b00_0000_0067u64]
         .iter()
         .flat_map(|descriptor| descriptor.to_le_bytes())
@@ -435,6 +446,14 @@ impl BootImage {
                 state.seg[index::CS] = Segment::new(0x20, 0, 0xffff_ffff, 0xc09b);
                 state.rip = u64::from(eip);
                 state.gpr[3] = PVH_INFO;
+                state.cr0 = 0x11;
+                state.cr4 = 0;
+            }
+            Entry::Multiboot { eip, info } => {
+                state.seg[index::CS] = Segment::new(0x20, 0, 0xffff_ffff, 0xc09b);
+                state.rip = u64::from(eip);
+                state.gpr[0] = 0x2bad_b002;
+                state.gpr[3] = u64::from(info);
                 state.cr0 = 0x11;
                 state.cr4 = 0;
             }

@@ -40,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) topology: Topology,
     pub(crate) pc: Pc,
     pub(crate) cpus: Cpus,
+    pub(crate) platform: Arc<Platform>,
     pub(crate) vm: Arc<dyn AccelVm>,
     pub(crate) state: Mutex<RunState>,
     pub(crate) chardevs: Vec<Chardev>,
@@ -209,7 +210,7 @@ impl Machine {
         trace_event!(init_phase, "vcpus");
         let platform = Platform::new(&pc.apics, pc.fabric.gsi(13, 0));
         let vm_config = VmConfig {
-            platform,
+            platform: platform.clone(),
             model: parsed.model.clone(),
             topology,
             tsc_khz: TSC_KHZ,
@@ -270,6 +271,7 @@ impl Machine {
                 topology,
                 pc,
                 cpus,
+                platform,
                 vm,
                 state: Mutex::new(state),
                 chardevs,
@@ -320,6 +322,7 @@ impl Machine {
             }
             // Requests of the time before the reset are void.
             while inner.pc.requests.take().is_some() {}
+            inner.platform.set_a20(true);
             turns.restart();
             for vcpu in &mut turns.vcpus {
                 vcpu.reset(kind);
@@ -440,8 +443,11 @@ impl Machine {
                 }
                 MachineRequest::PowerOff => self.shut_down(),
                 MachineRequest::Suspend => self.stop_in(RunState::Suspended),
-                // The A20 gate is always open: masked address line 20 comes with real mode.
-                MachineRequest::A20(_) => {}
+                MachineRequest::A20(open) => {
+                    let platform = &self.inner.platform;
+                    // The vCPUs look at the gate when they start again.
+                    self.inner.cpus.pause(|_| platform.set_a20(open));
+                }
                 MachineRequest::Nmi => self.inner.pc.apic_bus.nmi_all(),
                 MachineRequest::Smi => {}
                 MachineRequest::Panicked(_) => match self.inner.config.actions.panic {

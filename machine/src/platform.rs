@@ -1,6 +1,7 @@
 //! What a CPU sees of its board: its local APIC and the pins that are not memory or ports.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anura_accel::{CpuPlatform, LocalApic, Pending};
 use anura_devices::irq::lapic;
@@ -10,11 +11,21 @@ use anura_vmcore::IrqLine;
 pub(crate) struct Platform {
     apics: Vec<BoardApic>,
     ferr: IrqLine,
+    a20: AtomicBool,
 }
 
 impl Platform {
     pub(crate) fn new(apics: &[Arc<lapic::LocalApic>], ferr: IrqLine) -> Arc<Self> {
-        Arc::new(Self { apics: apics.iter().cloned().map(BoardApic).collect(), ferr })
+        Arc::new(Self {
+            apics: apics.iter().cloned().map(BoardApic).collect(),
+            ferr,
+            a20: AtomicBool::new(true),
+        })
+    }
+
+    /// Opens or closes the A20 gate; no vCPU may run.
+    pub(crate) fn set_a20(&self, open: bool) {
+        self.a20.store(open, Ordering::SeqCst);
     }
 }
 
@@ -34,6 +45,10 @@ impl CpuPlatform for Platform {
 
     fn ferr(&self, level: bool) {
         self.ferr.set(level);
+    }
+
+    fn a20(&self) -> bool {
+        self.a20.load(Ordering::SeqCst)
     }
 }
 

@@ -1,11 +1,12 @@
 //! The machine's state as records, and its hash.
 //!
-//! A state is the clock, whose turn it is, the vCPUs, every device by its path, and RAM. The hash covers all of
+//! A state is the clock, whose turn it is, the A20 gate, the vCPUs, every device by its path, and RAM. The hash covers all of
 //! them; left out is only what the guest cannot see: translations, host descriptors and bytes that a chardev
 //! holds.
 
 use std::sync::Arc;
 
+use anura_accel::CpuPlatform;
 use anura_memory::RamBlock;
 use anura_vmcore::{Bytes, LoadError, Record};
 use anura_x86::CpuState;
@@ -16,6 +17,9 @@ use crate::machine::Machine;
 
 /// Everything of a machine but its RAM, keyed by path, in a fixed order.
 pub type States = Vec<(String, Record)>;
+
+/// Parts that are neither a vCPU nor a device: clock, turns and the A20 gate.
+const PARTS: usize = 3;
 
 fn save_cpu(state: &CpuState) -> Record {
     let mut record = Record::new(1);
@@ -61,6 +65,7 @@ impl Machine {
         inner.cpus.pause(|turns| {
             let mut states =
                 vec![("clock".to_owned(), inner.pc.clock.save()), ("turns".to_owned(), turns.save())];
+            states.push(("a20".to_owned(), Record::new(1).with(1, inner.platform.a20())));
             for (n, vcpu) in turns.vcpus.iter_mut().enumerate() {
                 states.push((format!("cpu{n}"), save_cpu(&vcpu.state())));
             }
@@ -83,7 +88,7 @@ impl Machine {
             found
                 .ok_or_else(|| failed(path)(LoadError::Mismatch("the saved machine has no such part".into())))
         };
-        let expected = 2 + inner.config.smp.cpus as usize + inner.pc.devices().len();
+        let expected = PARTS + inner.config.smp.cpus as usize + inner.pc.devices().len();
         if states.len() != expected {
             return Err(failed("machine")(LoadError::Mismatch(format!(
                 "the saved machine has {} parts, this one {expected}: start it with the same options",
@@ -92,6 +97,8 @@ impl Machine {
         }
         inner.cpus.pause(|turns| {
             inner.pc.clock.load(find("clock")?).map_err(failed("clock"))?;
+            let mut gate = find("a20")?.read(1).map_err(failed("a20"))?;
+            inner.platform.set_a20(gate.get(1).map_err(failed("a20"))?);
             for (path, device) in inner.pc.devices() {
                 device.load(find(path)?).map_err(failed(path))?;
             }
@@ -114,7 +121,7 @@ impl Machine {
         let states = self.save_states();
         let (mut cpus, mut devices, mut ram) =
             (blake3::Hasher::new(), blake3::Hasher::new(), blake3::Hasher::new());
-        let processors = 2 + self.inner.config.smp.cpus as usize;
+        let processors = PARTS + self.inner.config.smp.cpus as usize;
         for (n, (path, record)) in states.iter().enumerate() {
             let hasher = if n < processors { &mut cpus } else { &mut devices };
             hasher.update(path.as_bytes());

@@ -5,6 +5,7 @@
 
 use anura_devices::misc::debugcon::DebugCon;
 use anura_devices::misc::isa_debug_exit::IsaDebugExit;
+use anura_devices::misc::pc_testdev::{self, PcTestDev};
 use anura_devices::misc::pvpanic::PvPanic;
 use anura_devices::pci::devfn;
 use anura_devices::registry::{Kind, Value, find};
@@ -206,6 +207,15 @@ impl Pc {
                 let port = IsaDebugExit::new(&self.requests);
                 IsaDebugExit::map(&port, &self.map, &self.ports, base, size as u16);
                 Ok(self.added("isa-debug-exit", base, &port))
+            }
+            "pc-testdev" => {
+                for (base, count) in pc_testdev::PORTS {
+                    wanted.ports(self, "ports", base, count)?;
+                }
+                let lines = (0..pc_testdev::LINES).map(|gsi| self.fabric.gsi(gsi, source)).collect();
+                let device = PcTestDev::new(lines);
+                PcTestDev::map(&device, &self.map, &self.ports, &self.memory);
+                Ok(self.added("pc-testdev", 0xe0, &device))
             }
             "pvpanic" => {
                 let base = wanted.ports(self, "ioport", wanted.number("ioport").unwrap_or(0x505), 1)?;

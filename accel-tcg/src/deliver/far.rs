@@ -174,11 +174,16 @@ pub fn call_far(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let (offset, selector) = (cut(a.a, a.size), a.b as u16);
     let return_cs = u64::from(cpu.env.seg[CS].selector);
     if cpu.is_real_or_v86() {
-        let mut s = Stack::current(cpu);
-        s.push(cpu, return_cs, a.size)?;
-        s.push(cpu, a.next_rip, a.size)?;
+        if offset > cpu.env.seg[CS].limit.into() {
+            return Err(Fault::GP0);
+        }
+        let mut f = current_frame(cpu, a.size);
+        f.push(cpu, return_cs)?;
+        f.push(cpu, a.next_rip)?;
+        let mask = stack_mask(&cpu.env);
+        let sp = f.commit(cpu)?;
+        set_sp(&mut cpu.env, sp, mask);
         real_jump(cpu, selector, offset)?;
-        s.commit(cpu);
         return Ok(Flow::Jumped);
     }
     let cpl = cpu.env.cpl();

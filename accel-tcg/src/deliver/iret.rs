@@ -9,6 +9,9 @@ use anura_x86::regs::{rflags, vector};
 use anura_x86::segment::index::{CS, DS, ES, FS, GS, SS};
 use anura_x86::{Attr, Segment};
 
+/// Flags that IRET changes at CPL 0 of protected mode only.
+const VIRTUAL: u64 = rflags::VM | rflags::VIF | rflags::VIP;
+
 /// IRET; `size` is the operand size.
 pub fn iret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     // NMIs are unmasked even by an IRET that faults.
@@ -18,10 +21,10 @@ pub fn iret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         if cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL {
             return Err(Fault::GP0);
         }
-        return iret_real(cpu, a.size, rflags::IOPL | rflags::VM);
+        return iret_real(cpu, a.size, rflags::IOPL | VIRTUAL);
     }
     if k & key::PROT == 0 {
-        return iret_real(cpu, a.size, rflags::VM);
+        return iret_real(cpu, a.size, VIRTUAL);
     }
     if cpu.env.eflags_sys & rflags::NT != 0 {
         if cpu.env.long_mode() {

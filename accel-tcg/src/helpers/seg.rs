@@ -74,11 +74,15 @@ impl Cpu {
     /// MOV or POP to a segment register other than CS.
     pub(crate) fn load_segment(&mut self, index: usize, selector: u16) -> Exec<()> {
         if self.is_real_or_v86() {
+            let v86 = self.env.mode_key & key::V86 != 0;
             let s = &mut self.env.seg[index];
             s.selector = selector;
             s.base = u64::from(selector) << 4;
-            if self.env.mode_key & key::V86 != 0 {
+            if v86 {
                 (s.limit, s.attr) = (0xffff, Attr::from_bits(0xf3));
+            } else if s.attr.unusable() {
+                // What a null selector of protected mode left is usable again.
+                (s.limit, s.attr) = (0xffff, Attr::from_bits(0x93));
             }
             self.mode_changed();
             return Ok(());

@@ -9,6 +9,7 @@ use super::t0::{Code, Exit, State, T0};
 use crate::env::{Cpu, Env, Fault};
 use crate::helpers::Flow;
 use crate::ir::op::flag;
+use crate::mode::key;
 use std::ptr;
 
 pub(super) type Next = *const T0;
@@ -836,7 +837,8 @@ unsafe fn unlinked(cpu: &mut Cpu, n: usize) -> Next {
     // SAFETY: `block` is the live code that runs.
     let c = unsafe { &*cpu.t0.block };
     let rip = c.target[n];
-    if (rip ^ c.rip) >> 12 == 0 && c.pa2.is_none() {
+    let linkable = c.key & (key::L64 | key::CS_FLAT) != 0;
+    if linkable && (rip ^ c.rip) >> 12 == 0 && c.pa2.is_none() {
         cpu.env.rip = rip;
         cpu.t0.exit = Exit::Link(n as u8);
         return ptr::null();

@@ -147,6 +147,9 @@ pub struct State {
     pub(crate) fault: Fault,
     /// Epoch and mode key that jump cache entries must have.
     pub(crate) tag: u64,
+    /// Base and limit of the last code segment that was not flat, and how often they changed: part of the tag.
+    pub(crate) cs: (u64, u32),
+    pub(crate) cs_changes: u64,
     pub(crate) jumps: Box<[Jump; JUMPS]>,
     /// The rest of an instruction after which execution leaves.
     pub(crate) scratch: Box<[T0; 64]>,
@@ -195,6 +198,8 @@ impl Default for State {
             exit: Exit::Check,
             fault: Fault::UD,
             tag: 0,
+            cs: (0, 0),
+            cs_changes: 0,
             jumps: Box::new([empty; JUMPS]),
             scratch: Box::new([nothing; 64]),
             protected: 0,

@@ -72,6 +72,8 @@ pub struct Mmu {
     super_: usize,
     /// A data breakpoint is armed: no translation is cached, every access is compared.
     watch: bool,
+    /// Address lines that work: all but A20 when its gate is closed.
+    lines: u64,
     /// Counts flushes that may concern code; translations of code are checked again.
     pub exec_epoch: u64,
 }
@@ -99,6 +101,7 @@ impl Mmu {
             data: tlb::SUPER_ALL,
             super_: tlb::SUPER_ALL,
             watch: false,
+            lines: u64::MAX,
             exec_epoch: 0,
         }
     }
@@ -129,10 +132,12 @@ impl Mmu {
     }
 }
 
-struct Tables<'a>(&'a anura_memory::FlatView);
+/// Physical memory as the processor reaches it: behind the A20 gate.
+struct Tables<'a>(&'a anura_memory::FlatView, u64);
 
 impl Tables<'_> {
     fn find(&self, at: u64, len: u64) -> Option<(&Arc<RamBlock>, u64, bool)> {
+        let at = at & self.1;
         let range = self.0.find(at)?;
         if range.size - (at - range.start) < len {
             return None;
@@ -465,8 +470,9 @@ impl Cpu {
         self.refresh_views();
         let want = self.want(view, write);
         let flat = self.mmu.memory.view().clone();
-        let tables = Tables(&flat);
-        let page = walk::walk(&tables, &self.mmu.context, va, want).map_err(|e| Fault::page(va, e))?;
+        let tables = Tables(&flat, self.mmu.lines);
+        let mut page = walk::walk(&tables, &self.mmu.context, va, want).map_err(|e| Fault::page(va, e))?;
+        page.phys &= self.mmu.lines;
         let phys = page.phys | va & 0xfff;
         let place = Place { phys, host: std::ptr::null_mut() };
         if self.is_apic_page(page.phys) {
@@ -523,7 +529,7 @@ impl Cpu {
             return;
         }
         let flat = self.mmu.memory.view().clone();
-        if let Some((block, offset, writable)) = Tables(&flat).find(to.phys, data.len() as u64)
+        if let Some((block, offset, writable)) = Tables(&flat, u64::MAX).find(to.phys, data.len() as u64)
             && !self.is_apic_page(to.phys & !0xfff)
             && writable
         {
@@ -580,10 +586,12 @@ impl Cpu {
         }
     }
 
-    /// Takes over a memory map that changed, and with it drops all translations. True if it did.
+    /// Takes over a memory map or an A20 gate that changed, and with it drops all translations. True if it did.
     pub fn refresh_views(&mut self) -> bool {
         self.mmu.ports.refresh();
-        let changed = self.mmu.memory.refresh();
+        let lines = if self.vm.config.platform.a20() { u64::MAX } else { !(1 << 20) };
+        let changed = self.mmu.memory.refresh() | (lines != self.mmu.lines);
+        self.mmu.lines = lines;
         if changed {
             self.mmu.flush(false);
         }
@@ -676,8 +684,9 @@ impl Cpu {
         self.refresh_views();
         let want = Want { write: false, fetch: true, user: self.env.cpl() == 3, ac: false };
         let flat = self.mmu.memory.view().clone();
-        let tables = Tables(&flat);
-        let page = walk::walk(&tables, &self.mmu.context, va, want).map_err(|e| Fault::page(va, e))?;
+        let tables = Tables(&flat, self.mmu.lines);
+        let mut page = walk::walk(&tables, &self.mmu.context, va, want).map_err(|e| Fault::page(va, e))?;
+        page.phys &= self.mmu.lines;
         let host = match tables.find(page.phys, 0x1000) {
             // SAFETY: `find` checked that the page is inside the block.
             Some((block, offset, _)) => unsafe {
@@ -693,7 +702,7 @@ impl Cpu {
     /// The RAM block behind a physical address, and the offset in it.
     pub fn ram_at(&mut self, phys: u64) -> Option<(Arc<RamBlock>, u64)> {
         let view = self.mmu.memory.view().clone();
-        Tables(&view).find(phys, 1).map(|(block, offset, _)| (block.clone(), offset))
+        Tables(&view, self.mmu.lines).find(phys, 1).map(|(block, offset, _)| (block.clone(), offset))
     }
 
     /// The physical address behind a linear one, for a debugger: no access, no marks.
@@ -709,8 +718,8 @@ impl Cpu {
         }
         let view = self.mmu.memory.view().clone();
         let want = Want { write: false, fetch: false, user: false, ac: true };
-        let page = walk::walk(&Frozen(Tables(&view)), &self.mmu.context, va, want).ok()?;
-        Some(page.phys | va & 0xfff)
+        let page = walk::walk(&Frozen(Tables(&view, self.mmu.lines)), &self.mmu.context, va, want).ok()?;
+        Some((page.phys | va & 0xfff) & self.mmu.lines)
     }
 
     /// Whether PAE paging is on, so that a CR3 load must load PDPTEs.
@@ -720,6 +729,6 @@ impl Cpu {
 
     /// Reads physical memory (PDPTEs).
     pub fn read_phys_u64(&mut self, at: u64) -> u64 {
-        Tables(&self.mmu.memory.view().clone()).read(at, true)
+        Tables(&self.mmu.memory.view().clone(), self.mmu.lines).read(at, true)
     }
 }

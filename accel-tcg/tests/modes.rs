@@ -1,0 +1,185 @@
+//! Guest programs in the old modes: real, unreal, 16-bit protected, and what they reach.
+
+use anura_accel::{Budget, Vcpu, VcpuExit};
+use anura_accel_tcg::testbed::TestBed;
+use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_vmcore::CpuSignal;
+use anura_x86::CpuState;
+use anura_x86::segment::index::{CS, DS, ES, SS};
+use std::sync::atomic::Ordering;
+
+fn hex(s: &str) -> Vec<u8> {
+    let s: String = s.split_whitespace().collect();
+    (0..s.len()).step_by(2).map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap()).collect()
+}
+
+/// A processor in real mode at 0000:7c00 with a stack below, and vectors that lead to HLT at 0x600 + vector.
+fn real(code: &str) -> (TestBed, InterpVcpu) {
+    let bed = TestBed::new(4 << 20, "qemu64");
+    for v in 0..=255u64 {
+        bed.ram.write(v * 4, &(0x600 + v as u32).to_le_bytes());
+    }
+    bed.ram.write(0x600, &[0xf4; 256]);
+    bed.ram.write(0x7c00, &hex(code));
+    let mut s = CpuState::reset(0);
+    (s.seg[CS].selector, s.seg[CS].base, s.rip) = (0, 0, 0x7c00);
+    s.gpr[4] = 0x7c00;
+    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    vcpu.set_state(&s).unwrap();
+    (bed, vcpu)
+}
+
+/// Runs to HLT.
+fn halt(vcpu: &mut InterpVcpu) -> CpuState {
+    assert_eq!(vcpu.run(Budget::Instructions(10_000)), VcpuExit::Halted);
+    vcpu.state()
+}
+
+/// Runs to a HLT of the vector table; the vector.
+fn vector(vcpu: &mut InterpVcpu) -> (u64, CpuState) {
+    let s = halt(vcpu);
+    assert!((0x601..=0x700).contains(&s.rip), "no handler: {:x}", s.rip);
+    (s.rip - 0x601, s)
+}
+
+#[test]
+fn the_a20_gate_folds_data_tables_and_code_onto_the_megabyte_below() {
+    // mov ax,-1; mov ds,ax; mov bx,[10h+8000h]; hlt; jmp ffff:9010h
+    let (bed, mut vcpu) = real("b8ffff 8ed8 8b1e1080 f4 ea1090ffff");
+    bed.ram.write(0x8000, &[0x11, 0x11]);
+    bed.ram.write(0x10_8000, &[0x22, 0x22]);
+    // mov cl, 1; hlt below, mov cl, 2; hlt above.
+    bed.ram.write(0x9000, &hex("b101f4"));
+    bed.ram.write(0x10_9000, &hex("b102f4"));
+    for (closed, data, code) in [(false, 0x2222, 2), (true, 0x1111, 1), (false, 0x2222, 2)] {
+        bed.board.a20_closed.store(closed, Ordering::Relaxed);
+        let mut s = vcpu.state();
+        (s.seg[CS].base, s.seg[CS].selector, s.rip) = (0, 0, 0x7c00);
+        s.activity = anura_x86::Activity::Running;
+        vcpu.set_state(&s).unwrap();
+        assert_eq!(halt(&mut vcpu).gpr[3], data);
+        let mut s = vcpu.state();
+        s.activity = anura_x86::Activity::Running;
+        vcpu.set_state(&s).unwrap();
+        assert_eq!(halt(&mut vcpu).gpr[1], code);
+    }
+}
+
+#[test]
+fn real_mode_writes_through_cs() {
+    // mov byte cs:[0x500], 0x5a; hlt
+    let (bed, mut vcpu) = real("2ec60600055a f4");
+    halt(&mut vcpu);
+    assert_eq!(bed.get(0x500) & 0xff, 0x5a);
+}
+
+#[test]
+fn unreal_mode_keeps_limits_until_protected_mode_loads_others() {
+    // lgdt [7d00]; mov eax,cr0; or al,1; mov cr0,eax; mov bx,8; mov ds,bx; and al,fe; mov cr0,eax;
+    // xor bx,bx; mov ds,bx; mov dword [200000h], 12345678h; hlt
+    let (bed, mut vcpu) =
+        real("0f0116007d 0f20c0 0c01 0f22c0 bb0800 8edb 24fe 0f22c0 31db 8edb 6766c7050000200078563412 f4");
+    bed.ram.write(0x7d00, &hex("1700 107d0000"));
+    bed.put(0x7d18, 0x008f_9300_0000_ffff);
+    let s = halt(&mut vcpu);
+    assert_eq!(bed.get(0x20_0000) as u32, 0x1234_5678);
+    assert_eq!((s.seg[DS].limit, s.seg[ES].limit), (u32::MAX, 0xffff));
+}
+
+#[test]
+fn a_null_selector_of_protected_mode_is_usable_after_a_load_in_real_mode() {
+    // mov eax,cr0; or al,1; mov cr0,eax; xor bx,bx; mov ds,bx; and al,fe; mov cr0,eax; mov ds,bx; mov al,[7c00]; hlt
+    let (_, mut vcpu) = real("0f20c0 0c01 0f22c0 31db 8edb 24fe 0f22c0 8edb a0007c f4");
+    let s = halt(&mut vcpu);
+    assert_eq!((s.gpr[0] as u8, s.seg[DS].limit), (0x0f, 0xffff));
+}
+
+#[test]
+fn accesses_across_the_segments_end_fault_and_leave_everything() {
+    // Name, code, vector.
+    let cases = [
+        ("a word at ffff", "a1ffff", 13),
+        ("a dword at fffe", "6667a1feff0000", 13),
+        ("an offset beyond 64 KiB", "67a100000100", 13),
+        ("a word at ffff by SS", "bdffff 8b4600", 12),
+        ("push with SP 1", "bc0100 50", 12),
+        ("a string word at ffff", "beffff ad", 13),
+        ("a jump beyond the limit", "66e900000100", 13),
+    ];
+    for (name, code, expected) in cases {
+        let (_, mut vcpu) = real(&format!("{code} f4"));
+        if expected == 12 {
+            // The frame needs a stack that works: the state before the handler's is what is looked at.
+            let mut s = vcpu.state();
+            (s.seg[SS].base, s.seg[SS].selector) = (0x1_0000, 0x1000);
+            vcpu.set_state(&s).unwrap();
+        }
+        if name.starts_with("push") {
+            // No room for the frame either: shutdown.
+            assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::TripleFault, "{name}");
+            continue;
+        }
+        assert_eq!(vector(&mut vcpu).0, expected, "{name}");
+    }
+}
+
+#[test]
+fn code_does_not_run_over_the_segments_end() {
+    // jmp fffe: a NOP there, then the first byte of MOV AX, imm16 at ffff.
+    let (bed, mut vcpu) = real("e9fb83");
+    bed.ram.write(0xfffe, &hex("90b83412f4"));
+    let (v, s) = vector(&mut vcpu);
+    assert_eq!((v, s.gpr[0]), (13, 0));
+    let frame = bed.get(s.gpr[4] & 0xffff);
+    assert_eq!(frame & 0xffff, 0xffff, "the instruction that does not fit");
+    // The last byte may be executed; the next is outside.
+    let (bed, mut vcpu) = real("e9fc83");
+    bed.ram.write(0xffff, &[0x40]);
+    let (v, s) = vector(&mut vcpu);
+    assert_eq!((v, s.gpr[0]), (13, 1));
+    let _ = bed;
+}
+
+#[test]
+fn the_same_offset_of_two_segments_is_two_programs() {
+    // Three rounds of: call 1000:0100, call 2000:0100; each target jumps indirectly to 0180h of its own segment.
+    let (bed, mut vcpu) = real("b90300 9a00010010 9a00010020 e2f4 f4");
+    for (segment, register) in [(0x1_0000, 0xc0), (0x2_0000, 0xc3)] {
+        bed.ram.write(segment + 0x100, &hex("bb8001 ffe3"));
+        // add ax, 1 or add dx, 1 would be too easy to mix up: 83 c0 (ax), 83 c3 (bx, set anew each time).
+        bed.ram.write(segment + 0x180, &[0x83, register, 0x01, 0xcb]);
+    }
+    bed.ram.write(0x2_0180, &hex("83c201cb"));
+    let s = halt(&mut vcpu);
+    assert_eq!((s.gpr[0], s.gpr[2]), (3, 3));
+}
+
+#[test]
+fn a_far_call_beyond_the_limit_pushes_nothing() {
+    // call dword 0:10000h
+    let (bed, mut vcpu) = real("669a 00000100 0000 f4");
+    let (v, s) = vector(&mut vcpu);
+    assert_eq!((v, s.gpr[4]), (13, 0x7c00 - 6));
+    assert_eq!(bed.get(0x7c00 - 8) >> 16 & 0xffff, 0x7c00);
+}
+
+#[test]
+fn a_short_vector_table_ends_in_shutdown() {
+    // lidt [7d00]; int 21h
+    let (bed, mut vcpu) = real("0f011e007d cd21");
+    bed.ram.write(0x7d00, &hex("1f00 00000000"));
+    assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::TripleFault);
+    // Long enough for #GP, the vectors elsewhere.
+    let (bed, mut vcpu) = real("0f011e007d cd21");
+    bed.ram.write(0x7d00, &hex("3f00 00050000"));
+    bed.ram.write(0x500 + 13 * 4, &0x0610u32.to_le_bytes());
+    assert_eq!(vector(&mut vcpu).0, 0x10);
+}
+
+#[test]
+fn iretd_of_real_mode_keeps_the_virtual_flags() {
+    // push dword 1a0000h | 246h ... pushes flags with VM, VIF, VIP set, CS, IP; iretd; hlt
+    let (_, mut vcpu) = real("666846021a00 666a00 6668127c0000 66cf 90 f4");
+    let s = halt(&mut vcpu);
+    assert_eq!(s.rflags & 0x1a_0000, 0);
+}
