@@ -3,6 +3,11 @@
 #![forbid(unsafe_code)]
 
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().collect();
+    let name = if arguments.is_empty() { String::new() } else { arguments.remove(0) };
+    // Under the name of QEMU's 32-bit program it is a 32-bit PC, unless another processor is asked for.
+    if name.ends_with("qemu-system-i386") {
+        arguments.splice(0..0, ["-cpu".to_owned(), "qemu32".to_owned()]);
+    }
     std::process::exit(anura_cli::run::main(&arguments));
 }

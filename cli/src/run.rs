@@ -99,7 +99,8 @@ fn set_up_logs(config: &MachineConfig) -> Result<(), String> {
     Ok(())
 }
 
-fn run(config: MachineConfig) -> Result<i32, Box<dyn Error>> {
+fn run(mut config: MachineConfig) -> Result<i32, Box<dyn Error>> {
+    config.data_dirs.extend(anura_machine::roms::DATA_DIRS.map(PathBuf::from));
     set_up_logs(&config)?;
     let mut said = Vec::new();
     let engine = engines::choose(&config, engines::built_in(), &mut |line| said.push(line))?;

@@ -114,6 +114,8 @@ pub trait MachineControl: Send + Sync {
     fn system_powerdown(&self) -> Result<(), ControlError>;
     /// Ends the emulator.
     fn quit(&self);
+    /// Presses (`true`) or lets go of a key: its set 1 code, E0xxh for a grey one.
+    fn key(&self, key: u16, down: bool) -> Result<(), ControlError>;
     /// NMI to all vCPUs.
     fn nmi(&self) -> Result<(), ControlError>;
     /// Saves the stopped machine to `exec:…` or `file:…`.

@@ -5,7 +5,6 @@
 //! memory types set. The choices are those of PC firmware on this chip set.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anura_devices::acpi::Loader;
 use anura_devices::acpi::smbios::{Smbios, SmbiosTables};
@@ -13,14 +12,14 @@ use anura_devices::chipset::{i440fx, piix3, piix4_pm};
 use anura_devices::misc::fw_cfg;
 use anura_devices::pci::{PciBus, devfn, reg};
 use anura_devices::storage::piix3_ide;
-use anura_memory::{MemoryMap, RamBlock, Region};
 use anura_vmcore::Width;
 use anura_x86::{CpuState, Topology};
 
 use crate::config::{AcpiTable, FwCfgData, MachineConfig, SmbiosEntry};
 use crate::error::MachineError;
-use crate::linux::{E820, Piece};
+use crate::linux::Piece;
 use crate::pc::Pc;
+use crate::roms::file;
 
 /// Where a direct boot finds the ACPI root pointer.
 pub const RSDP: u64 = 0xf_5000;
@@ -143,46 +142,6 @@ pub fn set_up_cpu(pc: &Pc, state: &mut CpuState) {
     state.msrs.mtrr_def_type = 1 << 11 | 1 << 10 | WRITE_BACK;
 }
 
-/// Longest firmware that fits below 4 GiB: what lies between the APICs and the end.
-const LONGEST_FIRMWARE: usize = 8 << 20;
-/// Firmware that nobody gave is erased flash of this size.
-const EMPTY_FIRMWARE: usize = 256 << 10;
-/// How much of the firmware's end is seen below 1 MiB too.
-const LOW_FIRMWARE: u64 = 128 << 10;
-
-/// Maps firmware (`-bios`) to the end of the first 4 GiB and below 1 MiB, and room for option ROMs.
-pub fn map_roms(
-    map: &MemoryMap,
-    pci: &Region,
-    config: &MachineConfig,
-) -> Result<Vec<Arc<RamBlock>>, MachineError> {
-    let image = match &config.boot.firmware {
-        None => vec![0xff; EMPTY_FIRMWARE],
-        Some(path) => {
-            let mut image = file("-bios", path)?;
-            if image.is_empty() || image.len() > LONGEST_FIRMWARE {
-                let why = format!("{} bytes, but firmware has 1 to {LONGEST_FIRMWARE}", image.len());
-                return Err(MachineError::Image { option: "-bios", path: path.clone(), why });
-            }
-            // Firmware ends at 4 GiB; what a page lacks is put in front.
-            let missing = image.len().next_multiple_of(64 << 10) - image.len();
-            image.splice(0..0, std::iter::repeat_n(0xff, missing));
-            image
-        }
-    };
-    let size = image.len() as u64;
-    let bios = RamBlock::new("pc.bios", size)?;
-    bios.write(0, &image);
-    let option_roms = RamBlock::new("pc.rom", 0x2_0000)?;
-    let flash = Region::rom("pc.bios", bios.clone());
-    let low = size.min(LOW_FIRMWARE);
-    let mut tx = map.transaction();
-    tx.add(pci, (1 << 32) - size, &flash, 0);
-    tx.add(pci, (1 << 20) - low, &Region::alias("isa-bios", &flash, size - low, low), 1);
-    tx.add(pci, 0xc_0000, &Region::rom("pc.rom", option_roms.clone()), 1);
-    Ok(vec![bios, option_roms])
-}
-
 /// Everything that firmware reads through fw_cfg, and that a direct boot finds in memory.
 pub struct Tables {
     acpi: Option<Loader>,
@@ -190,18 +149,9 @@ pub struct Tables {
     smbios_64: bool,
 }
 
-fn file(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError> {
-    std::fs::read(path).map_err(|source| MachineError::File { option, path: path.into(), source })
-}
-
 impl Tables {
     /// Makes the tables of `pc` and fills its fw_cfg device.
-    pub fn new(
-        pc: &Pc,
-        config: &MachineConfig,
-        topology: Topology,
-        map: &[E820],
-    ) -> Result<Self, MachineError> {
+    pub fn new(pc: &Pc, config: &MachineConfig, topology: Topology) -> Result<Self, MachineError> {
         let mut board = pc.acpi.clone();
         for table in &config.acpi_tables {
             board.extra.push(acpi_table(table)?);
@@ -229,17 +179,22 @@ impl Tables {
             smbios: smbios.tables(),
             smbios_64: config.board.smbios_entry_point == 64,
         };
-        tables.publish(pc, config, map)?;
+        tables.publish(pc, config, topology)?;
         Ok(tables)
     }
 
     /// Fills the fw_cfg device.
-    fn publish(&self, pc: &Pc, config: &MachineConfig, map: &[E820]) -> Result<(), MachineError> {
+    fn publish(&self, pc: &Pc, config: &MachineConfig, topology: Topology) -> Result<(), MachineError> {
         let mut device = pc.fw_cfg.lock();
         let word = |n: u64| n.to_le_bytes()[..2].to_vec();
+        // IRQ 0 is on input 2 of the IOAPIC, as the MADT says; and one NUMA node, so no distances.
+        device.set(fw_cfg::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec());
+        let cpus = config.smp.max_cpus.max(config.smp.cpus);
+        let apic_ids = 1 + topology.apic_id(cpus - 1);
+        device.set(fw_cfg::NUMA, vec![0; 8 * (1 + apic_ids as usize)]);
         device.set(fw_cfg::RAM_SIZE, config.memory.size.to_le_bytes().to_vec());
         device.set(fw_cfg::NB_CPUS, word(u64::from(config.smp.cpus)));
-        device.set(fw_cfg::MAX_CPUS, word(u64::from(config.smp.max_cpus.max(config.smp.cpus))));
+        device.set(fw_cfg::MAX_CPUS, word(u64::from(apic_ids)));
         device.set(fw_cfg::NOGRAPHIC, word(u64::from(!config.board.graphics)));
         device.set(fw_cfg::BOOT_MENU, word(u64::from(config.boot.menu == Some(true))));
         if let Some(uuid) = &config.uuid {
@@ -253,22 +208,38 @@ impl Tables {
                 .add_file(name, bytes)
                 .map_err(|e| MachineError::Config(format!("-fw_cfg name={name}: {e}")))
         };
-        let ram = map.iter().filter(|range| range.kind == crate::linux::RAM);
-        add(
-            "etc/e820",
-            ram.flat_map(|r| {
-                [&r.start.to_le_bytes()[..], &r.length.to_le_bytes(), &r.kind.to_le_bytes()].concat()
-            })
-            .collect(),
-        )?;
+        let mut ram = vec![(0, pc.ram.below_4g)];
+        if pc.ram.above_4g > 0 {
+            ram.push((1 << 32, pc.ram.above_4g));
+        }
+        let entry = |(start, length): (u64, u64)| {
+            [&start.to_le_bytes()[..], &length.to_le_bytes(), &crate::linux::RAM.to_le_bytes()].concat()
+        };
+        add("etc/e820", ram.into_iter().flat_map(entry).collect())?;
         // S3 and S4 are not there; S4's sleep type follows.
         add("etc/system-states", vec![128, 0, 0, 0, 0, 128])?;
-        if let Some(timeout) = config.boot.reboot_timeout {
-            add("etc/boot-fail-wait", (timeout as u32).to_le_bytes().to_vec())?;
-        }
+        // How long firmware waits before it tries again to boot, in milliseconds; all ones is for ever.
+        add("etc/boot-fail-wait", (config.boot.reboot_timeout.unwrap_or(-1) as u32).to_le_bytes().to_vec())?;
         if let Some(time) = config.boot.splash_time {
             add("etc/boot-menu-wait", (time as u16).to_le_bytes().to_vec())?;
         }
+        if let Some(path) = &config.boot.splash {
+            let picture = file("-boot splash=", path)?;
+            let name = match picture.as_slice() {
+                [0xff, 0xd8, ..] => "bootsplash.jpg",
+                [b'B', b'M', ..] => "bootsplash.bmp",
+                _ => {
+                    let why = "neither a JPEG nor a BMP picture".to_owned();
+                    return Err(MachineError::Image { option: "-boot splash=", path: path.clone(), why });
+                }
+            };
+            add(name, picture)?;
+        }
+        if !config.board.graphics && config.serial.first().is_some_and(Option::is_some) {
+            // Text goes to this serial port too.
+            add("etc/sercon-port", 0x3f8u64.to_le_bytes().to_vec())?;
+        }
+        add("bootorder", boot_order(&[], config.boot.strict))?;
         if let Some(acpi) = &self.acpi {
             add("etc/acpi/tables", acpi.blob().to_vec())?;
             add("etc/acpi/rsdp", acpi.rsdp())?;
@@ -313,6 +284,19 @@ impl Tables {
     pub fn rsdp(&self) -> u64 {
         if self.acpi.is_some() { RSDP } else { 0 }
     }
+}
+
+/// What firmware boots from first, one path a line; with `strict` nothing else boots if the list names anything.
+fn boot_order(devices: &[&str], strict: bool) -> Vec<u8> {
+    let mut lines = devices.to_vec();
+    if strict && !lines.is_empty() {
+        lines.push("HALT");
+    }
+    let mut text = lines.join("\n").into_bytes();
+    if !text.is_empty() {
+        text.push(0);
+    }
+    text
 }
 
 /// A table that the user adds: whole from a file, or files under a header that is made here.

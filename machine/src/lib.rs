@@ -19,6 +19,7 @@ mod multiboot;
 pub mod pc;
 mod platform;
 mod qtree;
+pub mod roms;
 mod state;
 pub mod testing;
 mod user_devices;

@@ -148,6 +148,19 @@ pub(crate) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Room for the command line below the conventional memory's end.
 const COMMAND_LINE_ROOM: usize = 0x1_0000;
 
+/// Whether a kernel needs no firmware: an ELF file, or a bzImage with a 64-bit entry on a processor that has the mode.
+/// What is no kernel at all counts as one, so that [`prepare`] says what is wrong with it.
+pub fn starts_directly(kernel: &Path, long_mode: bool) -> Result<bool, MachineError> {
+    let mut header = Vec::new();
+    File::open(kernel)
+        .and_then(|file| std::io::Read::read_to_end(&mut std::io::Read::take(file, 0x264), &mut header))
+        .map_err(|source| MachineError::File { option: "-kernel", path: kernel.into(), source })?;
+    if header.get(0x202..0x206) != Some(b"HdrS") {
+        return Ok(true);
+    }
+    Ok(long_mode && u16_at(&header, 0x206) >= 0x020c && u16_at(&header, 0x236) & 1 != 0)
+}
+
 /// Prepares `request`.
 pub fn prepare(request: &BootRequest<'_>) -> Result<BootImage, MachineError> {
     let kernel = read("-kernel", request.kernel)?;

@@ -23,8 +23,9 @@ use crate::cpus::{CpuEvent, Cpus, CpusConfig};
 use crate::error::MachineError;
 use crate::firmware::Tables;
 use crate::linux::{self, BootImage, BootRequest};
-use crate::pc::{Pc, PcParts, TSC_KHZ};
+use crate::pc::{DEFAULT_ORDER, Pc, PcParts, TSC_KHZ};
 use crate::platform::Platform;
+use crate::roms::{self, Roms};
 
 /// What saves a stopped machine; `cli` gives it, so that the machine knows no format.
 pub type Migrator = dyn Fn(&Machine, &str) -> Result<(), String> + Send + Sync;
@@ -121,24 +122,33 @@ fn seed(config: &MachineConfig) -> [u8; 32] {
     seed
 }
 
-/// Refuses what could only end in a guest that executes nothing of use.
-fn check_boot(config: &MachineConfig) -> Result<(), MachineError> {
+/// How the first processor starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// At the reset vector, in firmware.
+    Firmware,
+    /// In a kernel that the machine put into memory, with firmware's work done for it.
+    Direct,
+}
+
+/// Decides how the machine starts, and reads its ROMs. Refuses what could only end in a guest that executes nothing
+/// of use.
+fn choose_start(config: &MachineConfig, long_mode: bool) -> Result<(Start, Roms), MachineError> {
     let boot = &config.boot;
-    let runs = !config.start_paused && config.incoming.is_none() && config.board.name != "none";
-    if let Some(path) = boot.firmware.as_ref().filter(|_| runs) {
-        std::fs::metadata(path).map_err(|source| MachineError::File {
-            option: "-bios",
-            path: path.clone(),
-            source,
-        })?;
-        let why = "firmware starts in real mode, which no engine of this build has; boot a kernel with -kernel FILE";
-        return Err(MachineError::Image { option: "-bios", path: path.clone(), why: why.into() });
+    if let (Some(kernel), None) = (&boot.kernel, &boot.firmware)
+        && linux::starts_directly(kernel, long_mode)?
+    {
+        return Ok((Start::Direct, Roms::default()));
     }
-    if boot.kernel.is_none() && runs {
-        let why = "nothing to boot: give -kernel FILE, with -initrd FILE and -append TEXT as needed, or -S to stand still";
-        return Err(MachineError::Config(why.into()));
+    if config.board.name == "none" {
+        return Ok((Start::Firmware, Roms::default()));
     }
-    Ok(())
+    let roms = Roms::find(config)?;
+    let runs = !config.start_paused && config.incoming.is_none();
+    if roms.firmware.is_none() && (runs || boot.kernel.is_some()) {
+        return Err(MachineError::Config(roms::missing(config)));
+    }
+    Ok((Start::Firmware, roms))
 }
 
 /// Bytes at the top of low RAM that hold tables for a direct boot.
@@ -161,13 +171,13 @@ impl Machine {
         clock: &Clock,
     ) -> Result<Self, MachineError> {
         trace_event!(init_phase, "configuration");
-        check_boot(&config)?;
         let capabilities =
             accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
         let mut parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
             MachineError::Config(format!("-cpu {}: {e}; -cpu help lists the models", config.cpu))
         })?;
         parsed.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        let (start, roms) = choose_start(&config, parsed.model.has(anura_x86::Feature::Lm))?;
         let smp = config.smp;
         let topology = Topology { sockets: smp.sockets, cores: smp.cores * smp.dies, threads: smp.threads };
         if topology.threads > 1 {
@@ -204,6 +214,7 @@ impl Machine {
             topology,
             clock: clock.clone(),
             rtc_base: rtc_base(config.rtc.base),
+            roms: &roms,
             chardev: &|id| chardevs.iter().find(|c| c.id() == id).cloned(),
         })?;
 
@@ -244,11 +255,10 @@ impl Machine {
         trace_event!(init_phase, "firmware");
         let reserved = TABLES.min(pc.ram.below_4g / 2);
         let e820 = pc.e820(reserved);
-        let tables = Tables::new(&pc, &config, topology, &e820)?;
+        let tables = Tables::new(&pc, &config, topology)?;
         trace_event!(init_phase, "boot");
         let boot = match &config.boot.kernel {
-            None => None,
-            Some(kernel) => {
+            Some(kernel) if start == Start::Direct => {
                 let low_ram_end = pc.ram.below_4g - reserved;
                 let mut image = linux::prepare(&BootRequest {
                     kernel,
@@ -263,6 +273,7 @@ impl Machine {
                 image.pieces.extend(tables.pieces(low_ram_end));
                 Some(image)
             }
+            _ => None,
         };
         let state = if config.incoming.is_some() { RunState::Inmigrate } else { RunState::Prelaunch };
         let machine = Self {
@@ -326,6 +337,10 @@ impl Machine {
             turns.restart();
             for vcpu in &mut turns.vcpus {
                 vcpu.reset(kind);
+            }
+            if kind == ResetKind::System && inner.config.boot.once.is_some() {
+                // `-boot once=` has had its turn.
+                inner.pc.set_boot_order(inner.config.boot.order.as_deref().unwrap_or(DEFAULT_ORDER));
             }
             let Some(boot) = &inner.boot else { return Ok(()) };
             crate::firmware::post(&inner.pc);

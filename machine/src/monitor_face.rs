@@ -77,6 +77,13 @@ impl MachineControl for Machine {
         self.exit(0);
     }
 
+    fn key(&self, key: u16, down: bool) -> Result<(), ControlError> {
+        let keyboard = self.inner.pc.keyboard.as_ref();
+        let keyboard = keyboard.ok_or_else(|| ControlError("the machine has no keyboard".into()))?;
+        keyboard.lock().key(key, down);
+        Ok(())
+    }
+
     fn nmi(&self) -> Result<(), ControlError> {
         self.inner.pc.apic_bus.nmi_all();
         Ok(())

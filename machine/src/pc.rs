@@ -35,6 +35,7 @@ use crate::config::{MachineConfig, Vga};
 use crate::error::MachineError;
 use crate::linux::{E820, RAM, RESERVED};
 use crate::memory::MainMemory;
+use crate::roms::{self, Roms};
 use crate::user_devices::UserDevice;
 
 /// Rate of the guest's time stamp counter: one tick per nanosecond.
@@ -100,22 +101,27 @@ pub struct PcParts<'a> {
     pub clock: Clock,
     /// Seconds since 1970 at guest time 0.
     pub rtc_base: i64,
+    /// Firmware and option ROMs.
+    pub roms: &'a Roms,
     /// Finds a chardev by its id.
     pub chardev: &'a dyn Fn(&str) -> Option<Chardev>,
 }
 
 /// How a graphics card is made.
-pub(crate) struct VgaOptions {
+pub(crate) struct VgaOptions<'a> {
     pub(crate) vram: u64,
     pub(crate) mmio: bool,
+    pub(crate) rom: Option<&'a [u8]>,
 }
 
-impl Default for VgaOptions {
+impl Default for VgaOptions<'_> {
     fn default() -> Self {
-        Self { vram: 16 << 20, mmio: true }
+        Self { vram: 16 << 20, mmio: true, rom: None }
     }
 }
 
+/// Drives to boot from when nobody says: disk, floppy, CD.
+pub(crate) const DEFAULT_ORDER: &str = "cad";
 /// Port and interrupt of the four serial ports.
 pub(crate) const SERIAL: [(u16, u32, &str); 4] =
     [(0x3f8, 4, "serial0"), (0x2f8, 3, "serial1"), (0x3e8, 4, "serial2"), (0x2e8, 3, "serial3")];
@@ -139,7 +145,7 @@ impl Pc {
         // What RAM leaves open belongs to the PCI bus.
         let pci_memory = Region::container("pci", u64::MAX);
         map.transaction().add(&system, 0, &pci_memory, -1);
-        blocks.extend(crate::firmware::map_roms(&map, &pci_memory, config)?);
+        blocks.extend(roms::map(&map, &pci_memory, parts.roms)?);
 
         let apic_bus = ApicBus::new();
         let signals: Vec<_> = (0..config.smp.cpus).map(|_| CpuSignal::new()).collect();
@@ -193,7 +199,8 @@ impl Pc {
         };
         board.add_chipset(&system);
         if config.vga == Vga::Std {
-            board.add_vga(devfn(2, 0), &VgaOptions::default())?;
+            let options = VgaOptions { rom: parts.roms.vga.as_deref(), ..VgaOptions::default() };
+            board.add_vga(devfn(2, 0), &options)?;
         }
         board.add_isa_chips(parts)?;
         board.add_user_devices(parts)?;
@@ -236,7 +243,7 @@ impl Pc {
     }
 
     /// Plugs a graphics card in; the first one is where text goes.
-    pub(crate) fn add_vga(&mut self, at: u8, options: &VgaOptions) -> Result<(), MachineError> {
+    pub(crate) fn add_vga(&mut self, at: u8, options: &VgaOptions<'_>) -> Result<(), MachineError> {
         let first = self.vga.is_none();
         let name = if first { "vga.vram".to_owned() } else { format!("vga.vram.{at:02x}") };
         let block = RamBlock::new(name, options.vram)
@@ -244,6 +251,14 @@ impl Pc {
         self.blocks.push(block.clone());
         let bus = VgaBus { map: &self.map, memory: &self.pci_memory, ports: &self.ports };
         let card = VgaCard::new(&bus, &self.clock, &block, options.mmio);
+        if let Some(image) = options.rom {
+            let name = if first { "vga.rom".to_owned() } else { format!("vga.rom.{at:02x}") };
+            let rom = RamBlock::new(name, (image.len() as u64).next_power_of_two().max(1 << 12))
+                .map_err(|e| MachineError::Config(format!("option ROM of {} bytes: {e}", image.len())))?;
+            rom.write(0, image);
+            self.blocks.push(rom.clone());
+            card.lock().set_rom(&rom);
+        }
         if first {
             VgaCard::map(&card, &bus);
             self.vga = Some(card.clone());
@@ -324,8 +339,17 @@ impl Pc {
             rtc.set_cmos(0x5b + n, (above_4g >> (8 * n)) as u8);
         }
         rtc.set_cmos(0x5f, (config.smp.cpus - 1).min(255) as u8);
+        // Equipment: FPU, PS/2 mouse. No floppy drives, no disks.
+        rtc.set_cmos(0x14, 0x06);
         // Boot devices, a nibble each: 1 floppy, 2 disk, 3 CD, 4 network.
-        let order = config.boot.order.as_deref().unwrap_or("cad");
+        drop(rtc);
+        let order = config.boot.order.as_deref().unwrap_or(DEFAULT_ORDER);
+        self.set_boot_order(config.boot.once.as_deref().unwrap_or(order));
+    }
+
+    /// Tells firmware which drives to boot from, by letters in order.
+    pub(crate) fn set_boot_order(&self, order: &str) {
+        let mut rtc = self.rtc.lock();
         let codes: Vec<u8> = order
             .bytes()
             .map(|drive| match drive {
@@ -339,8 +363,6 @@ impl Pc {
         let code = |n: usize| codes.get(n).copied().unwrap_or(0);
         rtc.set_cmos(0x3d, code(1) << 4 | code(0));
         rtc.set_cmos(0x38, code(2) << 4);
-        // Equipment: FPU, PS/2 mouse. No floppy drives, no disks.
-        rtc.set_cmos(0x14, 0x06);
     }
 
     /// All devices with the paths that saved states use, in order.

@@ -233,7 +233,8 @@ impl Pc {
                     return Err(wanted.error(&format!("vgamem_mb={mib}"), why));
                 }
                 let mmio = wanted.property("mmio") != Some(Value::Bool(false));
-                self.add_vga(at, &VgaOptions { vram: mib << 20, mmio })?;
+                let rom = wanted.parts.roms.vga.as_deref();
+                self.add_vga(at, &VgaOptions { vram: mib << 20, mmio, rom })?;
                 Ok((format!("0000:00:{:02x}.{}/VGA", at >> 3, at & 7), None))
             }
             _ => Err(wanted.error("", "this board does not take such a device; -device help lists those")),

@@ -48,6 +48,7 @@ const TABLE: &[Command] = &[
     row("pmemsave", None, "addr size file", "save to disk physical memory dump starting at 'addr' of size 'size'", pmemsave),
     row("print", Some("p"), "/fmt expr", "print expression value (use $reg for CPU register access)", print),
     row("quit", Some("q"), "", "quit the emulator", quit),
+    row("sendkey", None, "keys [hold_ms]", "send keys to the VM (e.g. 'sendkey ctrl-alt-f1')", sendkey),
     row("stop", Some("s"), "", "stop emulation", stop),
     row("sum", None, "addr size", "compute the checksum of a memory region", sum),
     row("system_powerdown", None, "", "send system power down event", system_powerdown),
@@ -164,6 +165,17 @@ fn nmi(s: &mut Session, _: &mut Args<'_>) -> Output {
 
 fn quit(s: &mut Session, _: &mut Args<'_>) -> Output {
     s.machine.quit();
+    Ok(String::new())
+}
+
+fn sendkey(s: &mut Session, args: &mut Args<'_>) -> Output {
+    let names = args.word().ok_or("sendkey: the name of a key is missing")?;
+    // How long the keys are held is the guest's affair: it gets the codes as fast as it reads them.
+    let _ = args.word();
+    let keys = crate::keys::combination(names)?;
+    for (key, down) in keys.iter().map(|k| (*k, true)).chain(keys.iter().rev().map(|k| (*k, false))) {
+        s.machine.key(key, down).map_err(|e| e.to_string())?;
+    }
     Ok(String::new())
 }
 

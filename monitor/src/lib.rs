@@ -14,6 +14,7 @@ mod commands;
 mod dump;
 mod expr;
 mod info;
+mod keys;
 mod line;
 mod pages;
 

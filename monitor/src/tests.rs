@@ -78,6 +78,9 @@ impl MachineControl for Fake {
     fn quit(&self) {
         let _ = self.note("quit");
     }
+    fn key(&self, key: u16, down: bool) -> Result<(), ControlError> {
+        self.note(format!("key {key:x} {down}"))
+    }
     fn nmi(&self) -> Result<(), ControlError> {
         self.note("nmi")
     }

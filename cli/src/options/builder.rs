@@ -1,6 +1,7 @@
 //! The configuration while options are applied, and what they mean together.
 
 use anura_chardev::{ChardevConfig, ChardevKind};
+use anura_devices::registry::Value;
 use anura_machine::config::*;
 use anura_x86::CpuModel;
 use anura_x86::FeatureSet;
@@ -27,6 +28,8 @@ pub(crate) struct Builder {
     pub(crate) serial: Vec<String>,
     /// Words after `-parallel`.
     pub(crate) parallel: Vec<String>,
+    /// Words after `-debugcon`.
+    pub(crate) debugcon: Vec<String>,
     /// Words after `-monitor`.
     pub(crate) monitor: Vec<String>,
     /// `-mon`, checked when all chardevs are known.
@@ -61,6 +64,10 @@ impl Builder {
         self.config.smp = self.smp.resolve(&self.config.board.name).map_err(OptionError)?;
         self.finish_front_ends()?;
         self.finish_vga();
+        if self.nographic {
+            // Firmware then shows its screen on the serial port.
+            self.config.board.graphics = false;
+        }
         self.finish_boot()?;
         self.finish_memory()?;
         self.check_references()?;
@@ -118,6 +125,14 @@ impl Builder {
         self.config.serial = self.ports("serial", &serial, 4)?;
         let parallel = std::mem::take(&mut self.parallel);
         self.config.parallel = self.ports("parallel", &parallel, 3)?;
+        for (i, word) in std::mem::take(&mut self.debugcon).iter().enumerate() {
+            let id = if i == 0 { "debugcon".to_owned() } else { format!("debugcon{i}") };
+            let chardev = self.legacy(word, &id, true);
+            let chardev = chardev.map_err(|e| OptionError(format!("-debugcon {word}: {e}")))?;
+            let properties = chardev.into_iter().map(|id| ("chardev".to_owned(), Value::Text(id))).collect();
+            let driver = "isa-debugcon".to_owned();
+            self.config.devices.push(DeviceConfig { driver, id: None, bus: None, properties });
+        }
         for (i, word) in std::mem::take(&mut self.monitor).iter().enumerate() {
             let id = format!("compat_monitor{i}");
             let at = |e: String| OptionError(format!("-monitor {word}: {e}"));

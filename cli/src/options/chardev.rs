@@ -215,6 +215,11 @@ pub(crate) fn parallel(b: &mut Builder, word: &str) -> Res<()> {
     Ok(())
 }
 
+pub(crate) fn debugcon(b: &mut Builder, word: &str) -> Res<()> {
+    b.debugcon.push(word.to_owned());
+    Ok(())
+}
+
 pub(crate) fn monitor(b: &mut Builder, word: &str) -> Res<()> {
     b.monitor.push(word.to_owned());
     Ok(())

@@ -20,10 +20,16 @@ pub const RAM_SIZE: u16 = 0x03;
 pub const NOGRAPHIC: u16 = 0x04;
 /// vCPUs that are present.
 pub const NB_CPUS: u16 = 0x05;
+/// Where the kernel's protected-mode part goes.
+pub const KERNEL_ADDR: u16 = 0x07;
 /// Length of the kernel's protected-mode part.
 pub const KERNEL_SIZE: u16 = 0x08;
+/// Where the initial RAM disk goes.
+pub const INITRD_ADDR: u16 = 0x0a;
 /// Length of the initial RAM disk.
 pub const INITRD_SIZE: u16 = 0x0b;
+/// Processors and memory of each NUMA node.
+pub const NUMA: u16 = 0x0d;
 /// Show the boot menu.
 pub const BOOT_MENU: u16 = 0x0e;
 /// vCPUs that are possible.
@@ -32,14 +38,20 @@ pub const MAX_CPUS: u16 = 0x0f;
 pub const KERNEL_DATA: u16 = 0x11;
 /// The initial RAM disk.
 pub const INITRD_DATA: u16 = 0x12;
+/// Where the command line goes.
+pub const CMDLINE_ADDR: u16 = 0x13;
 /// Length of the command line.
 pub const CMDLINE_SIZE: u16 = 0x14;
 /// The command line.
 pub const CMDLINE_DATA: u16 = 0x15;
+/// Where the kernel's real-mode part goes.
+pub const SETUP_ADDR: u16 = 0x16;
 /// Length of the kernel's real-mode part.
 pub const SETUP_SIZE: u16 = 0x17;
 /// The kernel's real-mode part.
 pub const SETUP_DATA: u16 = 0x18;
+/// The timer's interrupt is on input 2 of the IOAPIC.
+pub const IRQ0_OVERRIDE: u16 = 0x8002;
 const FILE_DIR: u16 = 0x19;
 const FIRST_FILE: u16 = 0x20;
 /// The selector's bits that name an item; bit 14 asked for writing, bit 15 is for items of the architecture.

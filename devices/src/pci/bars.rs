@@ -13,10 +13,17 @@ pub enum BarKind {
     Memory32,
     /// 32-bit memory that may be prefetched.
     Prefetchable32,
+    /// The expansion ROM, which has a register of its own with an enable bit in it.
+    Rom,
 }
+
+/// What [`Bars::address`] calls the expansion ROM.
+pub const ROM_INDEX: u8 = 6;
 
 struct Bar {
     index: u8,
+    /// Where the register is.
+    at: u8,
     kind: BarKind,
     region: Region,
     size: u32,
@@ -44,13 +51,29 @@ impl Bars {
         let at = reg::BAR0 + index * 4;
         let flags = match kind {
             BarKind::Io => 1,
-            BarKind::Memory32 => 0,
+            BarKind::Memory32 | BarKind::Rom => 0,
             BarKind::Prefetchable32 => 8,
         };
         config.preset(at, flags);
         let fixed = if kind == BarKind::Io { 0x3 } else { 0xf };
         config.allow(at, &(!(size - 1) & !fixed).to_le_bytes());
-        self.bars.push(Bar { index, kind, region: region.clone(), size, mapped: None });
+        self.bars.push(Bar { index, at, kind, region: region.clone(), size, mapped: None });
+    }
+
+    /// Adds the expansion ROM `region`, whose size is a power of two of at least 2 KiB.
+    pub fn add_rom(&mut self, config: &mut ConfigSpace, region: &Region) {
+        let size = region.size() as u32;
+        debug_assert!(size.is_power_of_two() && size >= 1 << 11, "an expansion ROM's size is a power of two");
+        config.allow(reg::ROM, &(!(size - 1) | 1).to_le_bytes());
+        let bar = Bar {
+            index: ROM_INDEX,
+            at: reg::ROM,
+            kind: BarKind::Rom,
+            region: region.clone(),
+            size,
+            mapped: None,
+        };
+        self.bars.push(bar);
     }
 
     /// Where register `index` maps its region now.
@@ -61,9 +84,12 @@ impl Bars {
     /// Brings the mappings in line with `config`; call after each write to it and after `load` and `reset`.
     pub fn update(&mut self, config: &ConfigSpace) {
         for bar in &mut self.bars {
-            let raw = config.u32(reg::BAR0 + bar.index * 4);
+            let raw = config.u32(bar.at);
             let (enabled, base, container, last) = match bar.kind {
                 BarKind::Io => (config.io_enabled(), raw & !0x3, &self.ports, 0xffff),
+                BarKind::Rom => {
+                    (config.memory_enabled() && raw & 1 != 0, raw & !0x7ff, &self.memory, 0xfebf_ffff)
+                }
                 _ => (config.memory_enabled(), raw & !0xf, &self.memory, 0xfebf_ffff),
             };
             // Zero means not programmed, and the window ends where APICs and firmware begin; that is also
@@ -117,5 +143,28 @@ mod tests {
         config.write(reg::COMMAND, Width::W2, 0);
         bars.update(&config);
         assert_eq!(ports.read(0xd000, Width::W1, Requester::Cpu(0)).0, 0xff);
+    }
+
+    #[test]
+    fn an_expansion_rom_appears_when_its_own_bit_and_memory_are_on() {
+        let map = MemoryMap::new();
+        let ports = map.create_space("I/O", &Region::container("io", 0x1_0000));
+        let memory = map.create_space("memory", &Region::container("pci", u64::MAX));
+        let block = anura_memory::RamBlock::new("rom", 0x1000).unwrap();
+        block.write(0, &[0x55, 0xaa]);
+        let id = Identity { vendor: 1, device: 2, revision: 0, class: 0, multifunction: false, pin: 0 };
+        let mut config = ConfigSpace::new(id);
+        let mut bars = Bars::new(&map, memory.root(), ports.root());
+        bars.add_rom(&mut config, &Region::rom("rom", block));
+        config.write(reg::ROM, Width::W4, 0xffff_fffe);
+        assert_eq!(config.u32(reg::ROM), 0xffff_f000);
+        for (rom, command, found) in
+            [(0xfebe_0000u32, 2, 0xff), (0xfebe_0001, 0, 0xff), (0xfebe_0001, 2, 0x55)]
+        {
+            config.write(reg::ROM, Width::W4, rom);
+            config.write(reg::COMMAND, Width::W2, command);
+            bars.update(&config);
+            assert_eq!(memory.read(0xfebe_0000, Width::W1, Requester::Cpu(0)).0, found);
+        }
     }
 }

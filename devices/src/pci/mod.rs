@@ -12,7 +12,7 @@ use anura_memory::{Access, AccessRules, AddressSpace, IoHandler, MemoryMap, Regi
 use anura_vmcore::{Device, DeviceCell, LoadError, Record, ResetKind, Width, trace_event};
 use parking_lot::RwLock;
 
-pub use bars::{BarKind, Bars};
+pub use bars::{BarKind, Bars, ROM_INDEX};
 pub use config::{ConfigSpace, Identity, reg};
 
 /// A function of a PCI device: its configuration space as the bus sees it.

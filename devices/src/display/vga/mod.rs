@@ -141,6 +141,11 @@ impl Vga {
         cell
     }
 
+    /// Gives the card an expansion ROM, whose size is a power of two.
+    pub fn set_rom(&mut self, rom: &Arc<RamBlock>) {
+        self.bars.add_rom(&mut self.config, &Region::rom("vga.rom", rom.clone()));
+    }
+
     /// Maps the ports and the window at A0000h.
     pub fn map(cell: &DeviceCell<Self>, bus: &VgaBus<'_>) {
         let mut tx = bus.map.transaction();

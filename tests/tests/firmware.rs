@@ -1,0 +1,124 @@
+//! Debian's SeaBIOS from the reset vector: its log, its screen, its menu, and what follows a key.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anura_tests::{Emulator, Monitor, anura, need};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const NO_PROGRAM: &str = "the anura program is not built; run cargo xtask test";
+const NO_FIRMWARE: &str = "SeaBIOS is not installed; install the package seabios";
+
+fn seabios() -> Option<&'static Path> {
+    Some(Path::new("/usr/share/seabios/bios-256k.bin")).filter(|path| path.is_file())
+}
+
+/// Text of the screen's first `lines` lines.
+fn screen(monitor: &mut Monitor, lines: usize) -> String {
+    let dump = monitor.run(&format!("xp /{}xh 0xb8000", lines * 80));
+    let cells = dump.lines().filter_map(|line| line.split_once(": ")).flat_map(|(_, cells)| cells.split(' '));
+    let codes = cells.filter_map(|cell| u16::from_str_radix(cell.trim().strip_prefix("0x")?, 16).ok());
+    codes.map(|code| char::from(code as u8)).collect()
+}
+
+/// Waits until the log at `path` holds `text`.
+fn wait_for(path: &Path, text: &str) -> String {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let log = std::fs::read(path).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+        if log.contains(text) {
+            return log;
+        }
+        assert!(Instant::now() < end, "no {text:?} in:\n{log}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn seabios_finds_the_board_shows_its_menu_and_boots_what_a_key_chooses() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let console = format!("file:{}", log.display());
+    let args = ["-nodefaults", "-vga", "std", "-m", "512", "-smp", "2", "-boot", "menu=on,splash-time=60000"];
+    let debug = ["-debugcon", &console, "-global", "isa-debugcon.iobase=0x402"];
+    let emulator = Emulator::start(&program, dir.path(), &[&args[..], &debug].concat());
+    let mut monitor = emulator.monitor();
+    let text = wait_for(&log, "Press ESC for boot menu");
+    for line in [
+        "Running on QEMU (i440fx)",
+        "QEMU fw_cfg DMA interface supported",
+        "qemu/e820: addr 0x0000000000000000 len 0x0000000020000000 [RAM]",
+        "Moving pm_base to 0x600",
+        "Found 5 PCI devices (max PCI bus is 00)",
+        "PCI: IO: c000 - c00f",
+        "PCI: map device bdf=00:01.1  bar 4, addr 0000c000, size 00000010 [io]",
+        "PCI: map device bdf=00:02.0  bar 6, addr febe0000, size 00010000 [mem]",
+        "PCI: map device bdf=00:02.0  bar 2, addr febf0000, size 00001000 [mem]",
+        "PCI: map device bdf=00:02.0  bar 0, addr fd000000, size 01000000 [prefmem]",
+        "PCI: init bdf=00:00.0 id=8086:1237",
+        "PCI: init bdf=00:01.3 id=8086:7113",
+        "PIIX3/PIIX4 init: elcr=00 0c",
+        "Using pmtimer, ioport 0x608",
+        "PCI: Using 00:02.0 for primary VGA",
+        "Found 2 cpu(s) max supported 2 cpu(s)",
+        "Copying SMBIOS from",
+        "ACPI: parse DSDT at",
+        "VBE DISPI: lfb_addr=fd000000, size 16 MB",
+        "Turning on vga text mode console",
+    ] {
+        assert!(text.contains(line), "{line:?} is missing in:\n{text}");
+    }
+    let shown = screen(&mut monitor, 4);
+    assert!(shown.starts_with("SeaBIOS (version "), "{shown}");
+    wait_for(&log, "PS2 keyboard initialized");
+    assert_eq!(monitor.run("sendkey esc"), "");
+    wait_for(&log, "Select boot device:");
+    // SeaBIOS drops what is typed while it draws its menu.
+    let end = Instant::now() + LIMIT;
+    while !std::fs::read_to_string(&log).unwrap().contains("No bootable device.") {
+        assert!(Instant::now() < end, "the menu is not left");
+        monitor.run("sendkey esc");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("  3: 0000000000100000 - 000000001f"), "{text}");
+    assert!(screen(&mut monitor, 25).contains("No bootable device."));
+    // The same once more after a reset: firmware starts from flash, not from what it left in RAM.
+    monitor.run("system_reset");
+    let end = Instant::now() + LIMIT;
+    while std::fs::read_to_string(&log).unwrap().matches("Press ESC for boot menu").count() < 2 {
+        assert!(Instant::now() < end, "no menu after the reset");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn without_a_screen_seabios_talks_on_the_serial_port() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let dir = tempfile::tempdir().unwrap();
+    let mut emulator = Emulator::start(&program, dir.path(), &["-machine", "graphics=off", "-m", "32"]);
+    assert!(emulator.wait_for("No bootable device.", LIMIT), "{}", emulator.serial_text());
+    assert!(emulator.serial_text().contains("SeaBIOS (version "));
+}
+
+#[test]
+fn the_last_bytes_of_firmware_are_seen_at_both_ends() {
+    let program = need!(anura(), NO_PROGRAM);
+    let path = need!(seabios(), NO_FIRMWARE);
+    let bytes = std::fs::read(path).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let emulator = Emulator::start(&program, dir.path(), &["-S", "-bios", path.to_str().unwrap()]);
+    let mut monitor = emulator.monitor();
+    let registers = monitor.run("info registers");
+    assert!(registers.contains("CS =f000 ffff0000") && registers.contains("EIP=0000fff0"), "{registers}");
+    let want: Vec<String> = bytes[bytes.len() - 16..].iter().map(|b| format!("{b:#04x}")).collect();
+    for at in ["0xffff0", "0xfffffff0"] {
+        let dump = monitor.run(&format!("xp /16xb {at}"));
+        let found: Vec<&str> =
+            dump.lines().filter_map(|l| l.split_once(": ")).flat_map(|(_, b)| b.split(' ')).collect();
+        assert_eq!(found, want, "{at}");
+    }
+}
