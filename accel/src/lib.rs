@@ -14,6 +14,7 @@ use anura_vmcore::{Clock, CpuSignal, ResetKind};
 use anura_x86::{CpuModel, CpuState, Topology};
 
 pub mod scripted;
+pub mod verify;
 
 /// A kind of engine.
 pub trait Accelerator: Send + Sync {

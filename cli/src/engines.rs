@@ -4,6 +4,7 @@
 //! line; an engine asked for alone never falls back.
 
 use anura_accel::Accelerator;
+use anura_accel::verify::{Options, Verify};
 use anura_accel_tcg::Interp;
 use anura_machine::config::{AccelConfig, MachineConfig};
 
@@ -21,6 +22,25 @@ fn canonical(name: &str) -> &str {
     }
 }
 
+/// The pair of engines that `-accel verify=A:B` asks for.
+fn verify(accel: &AccelConfig) -> Result<Box<dyn Accelerator>, String> {
+    let property = |key| accel.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+    let (lead, follow) = property("verify").and_then(|v| v.split_once(':')).unwrap_or_default();
+    let engine = |name: &str| {
+        let found = built_in().into_iter().find(|e| e.name() == canonical(name));
+        found.ok_or_else(|| format!("-accel verify={lead}:{follow}: {name} is not in this build"))
+    };
+    let mut options = Options::default();
+    if let Some(n) = property("every").and_then(|n| n.parse().ok()) {
+        options.every = n;
+    }
+    if let Some(file) = property("file") {
+        options.file = file.into();
+    }
+    options.replay = property("replay").map(Into::into);
+    Ok(Box::new(Verify::new(engine(lead)?, engine(follow)?, options)))
+}
+
 /// Picks the engine for `config`; a fall-back or a choice of our own is announced through `say`.
 pub fn choose(
     config: &MachineConfig,
@@ -35,6 +55,9 @@ pub fn choose(
     let mut engines: Vec<Option<Box<dyn Accelerator>>> = engines.into_iter().map(Some).collect();
     let mut refused = Vec::new();
     for accel in &asked {
+        if accel.name == "verify" {
+            return verify(accel);
+        }
         let found =
             engines.iter_mut().find(|e| e.as_ref().is_some_and(|e| e.name() == canonical(&accel.name)));
         let Some(slot) = found else {

@@ -79,6 +79,9 @@ pub struct MachineConfig {
     pub seed: Option<u32>,
     /// Where firmware files are looked for, `-L` first.
     pub data_dirs: Vec<PathBuf>,
+    /// An engine that cannot go on ends the program with code 1 instead of stopping the machine.
+    #[serde(default)]
+    pub exit_on_failure: bool,
 }
 
 /// The board and its switches.
@@ -535,6 +538,7 @@ impl Default for MachineConfig {
             escape_key: 1,
             seed: None,
             data_dirs: vec![],
+            exit_on_failure: false,
         }
     }
 }

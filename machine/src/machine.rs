@@ -491,6 +491,9 @@ impl Machine {
                     eprintln!("{text}");
                 }
                 self.stop_in(RunState::InternalError);
+                if self.inner.config.exit_on_failure {
+                    self.exit(1);
+                }
             }
             CpuEvent::Debug(_) => self.stop_in(RunState::Debug),
         }

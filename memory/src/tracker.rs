@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Weak};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 use crate::ram::{PAGE_SHIFT, PAGE_SIZE, RamBlock};
@@ -32,6 +32,8 @@ pub enum DirtyClient {
     Migration = 1 << 2,
     /// The state hash's cache of page hashes.
     Hash = 1 << 3,
+    /// The write log: see [`RamTracker::take_log`].
+    Log = 1 << 4,
 }
 
 /// An engine that keeps translations of code or shortcuts for stores.
@@ -54,6 +56,8 @@ struct Tables {
     /// For each page, which of its 64-byte granules hold code.
     granules: Box<[AtomicU64]>,
     listeners: RwLock<Vec<Arc<dyn CodeListener>>>,
+    /// Pages written since they were armed for [`DirtyClient::Log`].
+    log: Mutex<Vec<u64>>,
 }
 
 /// The tracker of one RAM block. Clones share it.
@@ -74,6 +78,7 @@ impl RamTracker {
             class: zeroed_bytes(pages),
             granules: zeroed_words(pages),
             listeners: RwLock::new(Vec::new()),
+            log: Mutex::new(Vec::new()),
         }))
     }
 
@@ -99,7 +104,10 @@ impl RamTracker {
     #[cold]
     fn note_page(&self, page: usize, class: u8, offset: u64, len: u64) {
         if class & !CODE != 0 {
-            self.0.class[page].fetch_and(CODE, Ordering::SeqCst);
+            let before = self.0.class[page].fetch_and(CODE, Ordering::SeqCst);
+            if before & DirtyClient::Log as u8 != 0 {
+                self.0.log.lock().push((page as u64) << PAGE_SHIFT);
+            }
         }
         if class & CODE == 0 {
             return;
@@ -181,6 +189,23 @@ impl RamTracker {
             each(at);
         });
         fence(Ordering::SeqCst);
+    }
+
+    /// Begins the write log: from now on [`Self::take_log`] knows each page that is written.
+    pub fn start_log(&self) {
+        let len = (self.0.class.len() as u64) << PAGE_SHIFT;
+        self.take_dirty(DirtyClient::Log, 0, len, |_| {});
+        self.0.log.lock().clear();
+    }
+
+    /// The offsets of the pages written since the last call, in no order, each once. They are armed again: read
+    /// their bytes afterwards. Costs in proportion to what was written, unlike [`Self::take_dirty`].
+    pub fn take_log(&self) -> Vec<u64> {
+        let pages = std::mem::take(&mut *self.0.log.lock());
+        for &at in &pages {
+            self.take_dirty(DirtyClient::Log, at, 1, |_| {});
+        }
+        pages
     }
 
     /// Ends a client's interest: its pages are dirty again and cost writers nothing.

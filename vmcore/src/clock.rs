@@ -156,6 +156,20 @@ impl Clock {
         self.inner.instructions.store(n, Ordering::Relaxed);
     }
 
+    /// Counted: shows the same time as `other`, a counted clock of the same rate, until either moves.
+    pub fn follow(&self, other: &Clock) {
+        self.set_instructions(other.instructions());
+        self.inner.bias.store(other.inner.bias.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Counted: nanoseconds per instruction as a power of two.
+    pub fn shift(&self) -> Option<u8> {
+        match self.inner.driver {
+            Driver::Counted { shift } => Some(shift),
+            _ => None,
+        }
+    }
+
     /// Counted: how many instructions, rounded up, until `ns` is reached; `u64::MAX` on other drivers.
     pub fn instructions_until(&self, ns: u64) -> u64 {
         match self.inner.driver {

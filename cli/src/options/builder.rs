@@ -89,6 +89,11 @@ impl Builder {
             }
         }
         self.config.accel = std::mem::take(&mut self.accel);
+        if self.config.accel.iter().any(|a| a.name == "verify") {
+            // Engines are comparable in counted time only; and who compares wants an end, not a stopped machine.
+            self.config.icount.get_or_insert(Icount { shift: 1, sleep: false, align: false });
+            self.config.exit_on_failure = true;
+        }
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::options::{nearest, value};
 type Res = Result<(), String>;
 
 /// Engines by the names that `-accel` takes.
-pub(crate) const ACCELERATORS: [&str; 4] = ["tcg", "interp", "jit", "kvm"];
+pub(crate) const ACCELERATORS: [&str; 5] = ["tcg", "interp", "jit", "kvm", "verify"];
 /// Most vCPUs of a `pc`.
 const MAX_CPUS: u64 = 255;
 
@@ -138,9 +138,37 @@ pub(crate) fn check_accel(name: &str) -> Res {
     Err(format!("invalid accelerator {name}{hint}"))
 }
 
+/// `verify=A:B`: two engines in lockstep.
+fn verify(b: &mut Builder, kv: &mut KeyValues, pair: String) -> Res {
+    let bad = || format!("verify={pair}: two engines with a colon between them are needed, as in verify=jit:interp");
+    let (lead, follow) = pair.split_once(':').ok_or_else(bad)?;
+    for name in [lead, follow] {
+        check_accel(name)?;
+        if name == "verify" {
+            return Err(bad());
+        }
+    }
+    let mut properties = vec![("verify".to_owned(), pair.clone())];
+    if let Some(n) = kv.number("every")? {
+        if n == 0 {
+            return Err("every=0: engines are compared after at least one instruction".into());
+        }
+        properties.push(("every".into(), n.to_string()));
+    }
+    properties.extend(["file", "replay"].into_iter().filter_map(|key| Some((key.to_owned(), kv.text(key)?))));
+    b.accel.push(AccelConfig { name: "verify".into(), properties });
+    Ok(())
+}
+
 pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
+    if let Some(pair) = kv.text("verify") {
+        return verify(b, kv, pair);
+    }
     let name = kv.needed("accel")?;
     check_accel(&name)?;
+    if name == "verify" {
+        return Err("verify needs two engines, as in verify=jit:interp".into());
+    }
     let mut properties = Vec::new();
     for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kernel-irqchip", "kvm-shadow-mem"] {
         if let Some(v) = kv.text(key) {
