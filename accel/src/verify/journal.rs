@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anura_memory::{AddressSpace, RamBlock};
 use anura_vmcore::{Bytes, Clock, CpuSignal, LoadError, Record, Requester, Width};
@@ -195,6 +195,8 @@ pub(super) trait Outside: Send + Sync {
     fn call(&self, call: Call) -> Answer;
     /// CR8 and IA32_APIC_BASE of a processor.
     fn apic(&self, cpu: u32) -> (u8, u64);
+    /// Whether the A20 gate is open; it changes between runs only.
+    fn a20(&self) -> bool;
 }
 
 /// Passes calls on to the machine and writes them down.
@@ -324,6 +326,10 @@ impl Outside for Recorder {
         let apic = self.platform.apic(cpu);
         (apic.tpr(), apic.base())
     }
+
+    fn a20(&self) -> bool {
+        self.platform.a20()
+    }
 }
 
 /// Answers from a journal.
@@ -331,6 +337,7 @@ pub(super) struct Replayer {
     clock: Clock,
     blocks: Mutex<Vec<Arc<RamBlock>>>,
     mirror: Mutex<Option<Mirror>>,
+    a20: AtomicBool,
     state: Mutex<Replay>,
 }
 
@@ -351,6 +358,7 @@ impl Replayer {
             clock: clock.clone(),
             blocks: Mutex::new(blocks),
             mirror: Mutex::default(),
+            a20: AtomicBool::new(true),
             state: Mutex::new(Replay { idle: true, ..Default::default() }),
         })
     }
@@ -385,9 +393,10 @@ impl Replayer {
         }
     }
 
-    /// What the APICs show between runs.
-    pub(super) fn set_apic(&self, cpu: u32, apic: (u8, u64)) {
+    /// What a processor's APIC and the A20 gate show at the start of a run.
+    pub(super) fn set_board(&self, cpu: u32, apic: (u8, u64), a20: bool) {
         put(&mut self.state.lock().apics, cpu, apic);
+        self.a20.store(a20, Ordering::SeqCst);
     }
 
     /// Uses another memory map from now on, with these blocks.
@@ -474,6 +483,10 @@ impl Outside for Replayer {
 
     fn apic(&self, cpu: u32) -> (u8, u64) {
         self.state.lock().apics.get(cpu as usize).copied().unwrap_or_default()
+    }
+
+    fn a20(&self) -> bool {
+        self.a20.load(Ordering::SeqCst)
     }
 }
 
@@ -581,6 +594,10 @@ impl CpuPlatform for Platform {
 
     fn ferr(&self, level: bool) {
         self.outside.call(Call::new(Kind::Ferr, 0, 0, level.into()));
+    }
+
+    fn a20(&self) -> bool {
+        self.outside.a20()
     }
 }
 

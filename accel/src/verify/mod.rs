@@ -177,7 +177,7 @@ impl AccelVm for Vm {
         vm.recorder.add_signal(id, &signal);
         let follow_signal = CpuSignal::new();
         vm.replayer.add_signal(id, &follow_signal);
-        vm.replayer.set_apic(id, vm.recorder.apic(id));
+        vm.replayer.set_board(id, vm.recorder.apic(id), vm.recorder.a20());
         let lead = vm.lead.create_vcpu(id, signal)?;
         let follow = vm.follow.create_vcpu(id, follow_signal)?;
         Ok(Box::new(Both { vm, id, lead, follow, agreed: None }))
@@ -210,8 +210,13 @@ impl Both {
         if have.replace(number) != Some(number) {
             vm.replayer.set_layout(vm.world.twins(), &vm.world.layout());
         }
-        vm.replayer.set_apic(self.id, vm.recorder.apic(self.id));
+        vm.replayer.set_board(self.id, vm.recorder.apic(self.id), vm.recorder.a20());
         vm.follow_clock.follow(&vm.clock);
+    }
+
+    fn show_board(&self) {
+        let recorder = &self.vm.recorder;
+        self.vm.replayer.set_board(self.id, recorder.apic(self.id), recorder.a20());
     }
 
     /// Runs both for up to `n` instructions and compares.
@@ -223,6 +228,7 @@ impl Both {
         let layout = self.vm.world.layout();
         let (count, now) = (self.vm.clock.instructions(), self.vm.clock.now());
         let (shift, apic) = (self.vm.clock.shift().unwrap_or(0), self.vm.recorder.apic(self.id));
+        let a20 = self.vm.recorder.a20();
         let before = self.lead.instructions();
         let exit = self.lead.run(Budget::Instructions(n));
         let done = self.lead.instructions().wrapping_sub(before);
@@ -253,7 +259,7 @@ impl Both {
         drop(compared);
         if let Some(found) = found {
             self.vm.world.rewind_twin(&pages);
-            let case = Case { cpu: self.id, start, layout, entries, count, now, shift, apic, done };
+            let case = Case { cpu: self.id, start, layout, entries, count, now, shift, apic, a20, done };
             return (self.differ(&found, case, &a), done);
         }
         self.agreed = Some(a);
@@ -305,7 +311,8 @@ impl Both {
 
 /// Leaving early is no event of the guest, so only what both call an end is compared.
 fn same_exit(a: &VcpuExit, b: &VcpuExit) -> bool {
-    let early = |e: &VcpuExit| matches!(e, VcpuExit::Interrupted | VcpuExit::BudgetSpent | VcpuExit::Debug(_));
+    let early =
+        |e: &VcpuExit| matches!(e, VcpuExit::Interrupted | VcpuExit::BudgetSpent | VcpuExit::Debug(_));
     early(a) || early(b) || a == b
 }
 
@@ -339,7 +346,7 @@ impl Vcpu for Both {
     fn set_state(&mut self, state: &CpuState) -> Result<(), StateError> {
         self.agreed = None;
         self.lead.set_state(state)?;
-        self.vm.replayer.set_apic(self.id, self.vm.recorder.apic(self.id));
+        self.show_board();
         self.follow.set_state(state)
     }
 
@@ -354,7 +361,7 @@ impl Vcpu for Both {
     fn reset(&mut self, kind: ResetKind) {
         self.agreed = None;
         self.lead.reset(kind);
-        self.vm.replayer.set_apic(self.id, self.vm.recorder.apic(self.id));
+        self.show_board();
         self.follow.reset(kind);
     }
 

@@ -26,6 +26,8 @@ pub(super) struct Case {
     pub(super) shift: u8,
     /// CR8 and IA32_APIC_BASE at the start.
     pub(super) apic: (u8, u64),
+    /// The A20 gate was open.
+    pub(super) a20: bool,
     /// Instructions that the leader ran.
     pub(super) done: u64,
 }
@@ -53,7 +55,8 @@ impl Case {
             .with(2, fields)
             .with(3, self.layout.save())
             .with(4, self.entries.iter().map(Entry::save).collect::<Vec<_>>())
-            .with(5, vec![self.count, self.now, self.done, self.shift.into(), self.apic.0.into(), self.apic.1])
+            .with(5, vec![self.count, self.now, self.done, self.shift.into()])
+            .with(7, vec![self.apic.0.into(), self.apic.1, self.a20.into()])
             .with(6, blocks.iter().map(block).collect::<Vec<_>>());
         std::fs::write(file, record.encode())
     }
@@ -72,7 +75,8 @@ impl Case {
         let start = CpuState::from_fields(field).map_err(|_| LoadError::Malformed("CPU state"))?;
         let layout = Arc::new(Layout::load(&r.get::<Record>(3)?)?);
         let entries = r.get::<Vec<Record>>(4)?.iter().map(Entry::load).collect::<Result<_, _>>()?;
-        let [count, now, done, shift, tpr, base] = r.get::<[u64; 6]>(5)?;
+        let [count, now, done, shift] = r.get::<[u64; 4]>(5)?;
+        let [tpr, base, a20] = r.get::<[u64; 3]>(7)?;
         let mut blocks = Vec::new();
         for b in r.get::<Vec<Record>>(6)? {
             let mut b = b.read(1)?;
@@ -80,8 +84,8 @@ impl Case {
             let pages = b.get::<Vec<Record>>(3)?.iter().map(load_page).collect::<Result<Vec<_>, _>>()?;
             blocks.push((name, len, pages.into_iter().map(|(_, at, bytes)| (at, bytes)).collect()));
         }
-        let (shift, apic) = (shift.min(10) as u8, (tpr as u8, base));
-        Ok(Stored { case: Self { cpu, start, layout, entries, count, now, shift, apic, done }, blocks })
+        let (shift, apic, a20) = (shift.min(10) as u8, (tpr as u8, base), a20 != 0);
+        Ok(Stored { case: Self { cpu, start, layout, entries, count, now, shift, apic, a20, done }, blocks })
     }
 }
 
@@ -119,7 +123,7 @@ pub(super) fn step(pair: &Pair, case: &Case, blocks: [Vec<Arc<RamBlock>>; 2]) ->
         let replayer = Replayer::new(clock, blocks.clone());
         let vm = follower(&**engine, &replayer, clock, blocks, &pair.config)?;
         replayer.set_layout(blocks.clone(), &case.layout);
-        replayer.set_apic(case.cpu, case.apic);
+        replayer.set_board(case.cpu, case.apic, case.a20);
         let signal = CpuSignal::new();
         replayer.add_signal(case.cpu, &signal);
         let mut vcpu = vm.create_vcpu(case.cpu, signal)?;
@@ -194,8 +198,8 @@ fn code_at(vcpu: &mut dyn crate::Vcpu, s: &CpuState, layout: &Layout, blocks: &[
 /// The registers in which two states differ.
 pub(super) fn state_difference(a: &CpuState, b: &CpuState) -> String {
     const GPR: [&str; 16] = [
-        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14",
-        "r15",
+        "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13",
+        "r14", "r15",
     ];
     let mut out = Vec::new();
     for (i, name) in GPR.iter().enumerate().filter(|(i, _)| a.gpr[*i] != b.gpr[*i]) {
@@ -225,7 +229,11 @@ pub(super) fn state_difference(a: &CpuState, b: &CpuState) -> String {
         ("cr4", format!("{:#x}", a.cr4), format!("{:#x}", b.cr4)),
         ("cr8", format!("{:#x}", a.cr8), format!("{:#x}", b.cr8)),
         ("efer", format!("{:#x}", a.efer), format!("{:#x}", b.efer)),
-        ("dr", format!("{:x?} {:#x} {:#x}", a.dr, a.dr6, a.dr7), format!("{:x?} {:#x} {:#x}", b.dr, b.dr6, b.dr7)),
+        (
+            "dr",
+            format!("{:x?} {:#x} {:#x}", a.dr, a.dr6, a.dr7),
+            format!("{:x?} {:#x} {:#x}", b.dr, b.dr6, b.dr7),
+        ),
         ("gdtr idtr", format!("{:x?} {:x?}", a.gdtr, a.idtr), format!("{:x?} {:x?}", b.gdtr, b.idtr)),
         ("ldtr tr", format!("{:x?} {:x?}", a.ldtr, a.tr), format!("{:x?} {:x?}", b.ldtr, b.tr)),
         ("msrs", format!("{:x?}", a.msrs), format!("{:x?}", b.msrs)),

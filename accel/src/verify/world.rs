@@ -1,12 +1,12 @@
 //! Guest memory as two engines need it: the machine's own for the leader, a twin for the follower, and a third copy
 //! that stands where both last agreed. Also the address spaces over them, with all registers behind a journal.
 
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use anura_memory::{
-    AccessRules, AddressSpace, FlatRange, FlatView, MemoryListener, MemoryMap, PAGE_SIZE, RamBlock, RangeKind,
-    Region,
+    AccessRules, AddressSpace, FlatRange, FlatView, MemoryListener, MemoryMap, PAGE_SIZE, RamBlock,
+    RangeKind, Region,
 };
 use anura_vmcore::{LoadError, Record};
 use parking_lot::Mutex;
@@ -300,10 +300,8 @@ impl Mirror {
     pub(super) fn apply(&mut self, layout: &Layout, blocks: &[Arc<RamBlock>]) {
         while self.faces.len() < blocks.len() {
             let block = &blocks[self.faces.len()];
-            self.faces.push([
-                Region::ram(block.name(), block.clone()),
-                Region::rom(block.name(), block.clone()),
-            ]);
+            self.faces
+                .push([Region::ram(block.name(), block.clone()), Region::rom(block.name(), block.clone())]);
         }
         let mut t = self.map.transaction();
         for old in self.placed.drain(..) {

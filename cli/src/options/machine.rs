@@ -140,7 +140,9 @@ pub(crate) fn check_accel(name: &str) -> Res {
 
 /// `verify=A:B`: two engines in lockstep.
 fn verify(b: &mut Builder, kv: &mut KeyValues, pair: String) -> Res {
-    let bad = || format!("verify={pair}: two engines with a colon between them are needed, as in verify=jit:interp");
+    let bad = || {
+        format!("verify={pair}: two engines with a colon between them are needed, as in verify=jit:interp")
+    };
     let (lead, follow) = pair.split_once(':').ok_or_else(bad)?;
     for name in [lead, follow] {
         check_accel(name)?;
