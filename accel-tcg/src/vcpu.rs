@@ -216,7 +216,8 @@ impl InterpVcpu {
         }
         let _ = self.cpu.apic().take_sipi();
         let cpu = &mut self.cpu;
-        if waits.nmi && !cpu.env.nmi_masked && cpu.env.shadow != Shadow::MovSs && cpu.apic().take_nmi() {
+        // Intel's processors keep NMIs away after STI too (vol. 2, STI), and so do ours.
+        if waits.nmi && !cpu.env.nmi_masked && cpu.env.shadow == Shadow::None && cpu.apic().take_nmi() {
             cpu.t0.counts.interrupts += 1;
             return deliver(cpu, deliver::nmi());
         }

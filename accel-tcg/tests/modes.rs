@@ -155,6 +155,27 @@ fn the_same_offset_of_two_segments_is_two_programs() {
 }
 
 #[test]
+fn pops_of_segments_take_the_operand_size_from_the_stack() {
+    // mov eax,12345678h; push eax; pop dword fs; mov ebx, fs; push gs (dword); pop gs (word); pop cx; hlt
+    let (_, mut vcpu) = real("66b878563412 6650 660fa1 668ce3 660fa8 0fa9 59 f4");
+    let s = halt(&mut vcpu);
+    assert_eq!((s.seg[4].selector, s.seg[4].base, s.gpr[3]), (0x5678, 0x5_6780, 0x5678));
+    assert_eq!(s.gpr[4], 0x7c00);
+}
+
+#[test]
+fn far_pointers_load_segment_and_register() {
+    // lds eax,[500h] (dword offset); les bx,[500h+4000h*0]; lss sp,[510h]; hlt
+    let (bed, mut vcpu) = real("66c5060005 2ec41e0005 2e0fb2261005 f4");
+    bed.ram.write(0x500, &hex("78563412 3412 0000"));
+    bed.ram.write(0x510, &hex("0080 0010"));
+    let s = halt(&mut vcpu);
+    assert_eq!((s.gpr[0], s.seg[DS].selector, s.seg[DS].base), (0x1234_5678, 0x1234, 0x1_2340));
+    assert_eq!((s.gpr[3], s.seg[ES].selector), (0x5678, 0x1234));
+    assert_eq!((s.gpr[4], s.seg[SS].base), (0x8000, 0x1_0000));
+}
+
+#[test]
 fn a_far_call_beyond_the_limit_pushes_nothing() {
     // call dword 0:10000h
     let (bed, mut vcpu) = real("669a 00000100 0000 f4");

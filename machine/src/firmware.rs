@@ -82,6 +82,42 @@ pub fn post(pc: &Pc) {
     }
 }
 
+/// What a kernel that expects a PC's firmware finds besides: the interrupt controllers with the PC's vectors and the
+/// timer unmasked, the timer at 18.2 Hz.
+pub fn post_legacy(pc: &Pc) {
+    let port = |at, value: u64| {
+        let _ = pc.ports.write(at, Width::W1, value, anura_vmcore::Requester::Monitor);
+    };
+    for (base, vectors, cascade, mask) in [(0x20, 0x08, 0x04, 0xfa), (0xa0, 0x70, 0x02, 0xff)] {
+        port(base, 0x11);
+        for value in [vectors, cascade, 0x01, mask] {
+            port(base + 1, value);
+        }
+    }
+    port(0x43, 0x34);
+    port(0x40, 0);
+    port(0x40, 0);
+}
+
+/// Where the handlers of [`vector_table`] are.
+const HANDLERS: u64 = 0xf_e000;
+
+/// The interrupt vectors and what they lead to: an end of interrupt for the controllers' vectors, else nothing.
+pub fn vector_table() -> Vec<Piece> {
+    // iret; push ax; mov al,20h; out 0a0h,al; jmp +; push ax; mov al,20h; +: out 20h,al; pop ax; iret
+    let handlers =
+        vec![0xcf, 0x50, 0xb0, 0x20, 0xe6, 0xa0, 0xeb, 0x03, 0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf];
+    let table = (0..256u32).flat_map(|vector| {
+        let offset = match vector {
+            0x08..0x10 => 8,
+            0x70..0x78 => 1,
+            _ => 0,
+        };
+        (0xf000 << 16 | (HANDLERS as u32 & 0xffff) + offset).to_le_bytes()
+    });
+    vec![Piece::new(0, table.collect()), Piece::new(HANDLERS, handlers)]
+}
+
 /// Gives every base address register an address and every pin its interrupt line.
 fn assign_resources(pci: &PciBus) {
     let (mut next_port, mut next_memory) = (PCI_PORTS, PCI_MEMORY);

@@ -344,6 +344,9 @@ impl Machine {
             }
             let Some(boot) = &inner.boot else { return Ok(()) };
             crate::firmware::post(&inner.pc);
+            if matches!(boot.entry, linux::Entry::Multiboot { .. }) {
+                crate::firmware::post_legacy(&inner.pc);
+            }
             for piece in &boot.pieces {
                 let bytes = piece.bytes()?;
                 let written = inner.pc.memory.write_bytes(piece.address, &bytes, anura_vmcore::Requester::Monitor);

@@ -103,6 +103,7 @@ pub(crate) fn prepare(
         ));
     }
     pieces.push(Piece::new(GDT, gdt()));
+    pieces.extend(crate::firmware::vector_table());
     pieces.push(Piece::new(INFO.into(), lists.bytes));
     Ok(BootImage { pieces, entry: Entry::Multiboot { eip, info: INFO } })
 }

@@ -107,9 +107,18 @@ fn arrived(cpu: &mut Cpu, e: &Event) {
     if e.kind == EventKind::Nmi {
         env.nmi_masked = true;
     }
-    if e.vector == vector::DB && matches!(e.kind, EventKind::Fault | EventKind::Trap) {
-        env.dr6 = env.dr6 & !dr6::B | e.payload | dr6::ONES;
-        env.dr7 &= !dr7::GD;
+    if e.vector == vector::DB {
+        // What a MOV SS shadow held back comes along, also with INT1 (but not with INT n).
+        let held = match e.kind {
+            EventKind::Software => 0,
+            _ => std::mem::take(&mut env.pending_db),
+        };
+        let direct = matches!(e.kind, EventKind::Fault | EventKind::Trap);
+        if direct || held != 0 {
+            let payload = if direct { e.payload } else { 0 };
+            env.dr6 = env.dr6 & !dr6::B | payload | held | dr6::ONES;
+            env.dr7 &= !dr7::GD;
+        }
     }
 }
 

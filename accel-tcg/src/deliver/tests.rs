@@ -262,6 +262,18 @@ fn a_debug_exception_sets_dr6_and_clears_gd() {
 }
 
 #[test]
+fn a_held_debug_exception_comes_along_with_int1_but_not_with_int_1() {
+    let (_, mut cpu) = long(0);
+    cpu.env.pending_db = 2;
+    deliver(&mut cpu, software(1, EventKind::PrivilegedSoftware, 0x5001)).unwrap();
+    assert_eq!((cpu.env.pending_db, cpu.env.dr6 & 0xf), (0, 2));
+    let (_, mut cpu) = long(0);
+    cpu.env.pending_db = 2;
+    deliver(&mut cpu, software(1, EventKind::Software, 0x5002)).unwrap();
+    assert_eq!((cpu.env.pending_db, cpu.env.dr6 & 0xf), (2, 0));
+}
+
+#[test]
 fn iretq_returns_what_delivery_pushed() {
     let (_, mut cpu) = long(3);
     let before = cpu.env.to_state(0);
@@ -305,11 +317,13 @@ fn iret_to_outer_code_drops_inner_data_segments() {
     let (t, mut cpu) = long(0);
     cpu.env.seg[DS] = Segment::new(DATA, 0, u32::MAX, 0xc093);
     cpu.env.seg[ES] = Segment::new(USER_DATA, 0, u32::MAX, 0xc0f3);
+    cpu.env.seg[GS] = Segment::new(DATA, 0x1234_5000, u32::MAX, 0xc093);
     for (i, w) in [0x6000, USER_CODE.into(), 0x202, 0xb000, USER_DATA.into()].iter().enumerate() {
         t.put(0xa008 + i as u64 * 8, *w);
     }
     iret(&mut cpu, &HelperArgs { size: 8, ..HelperArgs::default() }).unwrap();
     assert!(cpu.env.seg[DS].attr.unusable() && !cpu.env.seg[ES].attr.unusable());
+    assert_eq!((cpu.env.seg[GS].selector, cpu.env.seg[GS].base), (0, 0x1234_5000));
 }
 
 #[test]

@@ -10,6 +10,8 @@
 //! | iret, syscall, sysret, sysenter, sysexit | | | | size (8 = REX.W) |
 //! | int | | | | imm = vector |
 //! | mov.sreg | selector | | | reg = segment |
+//! | pop.sreg | | | | reg = segment, imm = operand size |
+//! | load.far | selector | offset | | reg = segment, reg2 = GPR, size |
 //! | mov.cr, mov.dr | value | | | reg = number, size 4 or 8 |
 //! | mov.from.cr, mov.from.dr | | | | reg = number, reg2 = GPR, size |
 //! | lmsw, lldt, ltr, verr, verw | 16-bit value | | | |

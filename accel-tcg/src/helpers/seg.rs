@@ -138,7 +138,8 @@ impl Cpu {
             let s = &mut self.env.seg[index];
             let a = s.attr;
             if !a.unusable() && a.s() && !a.is_conforming() && a.dpl() < cpl {
-                *s = Segment::null(0);
+                // Processors keep the hidden base, which 64-bit code sees through FS and GS.
+                *s = Segment { base: s.base, ..Segment::null(0) };
             }
         }
     }
@@ -168,23 +169,21 @@ fn after_segment(cpu: &mut Cpu, index: usize) -> Flow {
     Flow::EndBlock
 }
 
-/// POP of a segment register; `size` is the operand size.
+/// POP of a segment register; `imm` is the operand size.
 pub fn pop_sreg(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let index = usize::from(a.reg);
     let mut stack = super::Stack::current(cpu);
     let selector = stack.pop(cpu, 2)?;
-    stack.skip(u64::from(a.size) - 2);
+    stack.skip(a.imm - 2);
     cpu.load_segment(index, selector as u16)?;
     stack.commit(cpu);
     Ok(after_segment(cpu, index))
 }
 
-/// LDS, LES, LFS, LGS, LSS: far pointer at `a`, segment `reg`, register `reg2`.
+/// LDS, LES, LFS, LGS, LSS: selector `a`, offset `b`, segment `reg`, register `reg2`.
 pub fn load_far(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    let offset = cpu.read_sized(a.a, a.size, View::Data)?;
-    let selector = cpu.read_u16(a.a.wrapping_add(a.size.into()), View::Data)?;
-    cpu.load_segment(usize::from(a.reg), selector)?;
-    cpu.env.put_gpr(a.reg2, a.size, offset);
+    cpu.load_segment(usize::from(a.reg), a.a as u16)?;
+    cpu.env.put_gpr(a.reg2, a.size, a.b);
     // No shadow: only MOV and POP to SS make one.
     Ok(Flow::EndBlock)
 }

@@ -553,9 +553,16 @@ impl Cpu {
                 refuse(value & (!((1u64 << phys_bits) - 1) | 0x7ff) != 0)?;
                 Slot::Plain(value)
             }
-            // The control registers of the banks; the others take only zero.
+            // A bank's control takes all ones or all zeros (16.3.2.1), but for the bits that systems leave out to
+            // get along with AMD's K8.
+            0x400..0x428 if number & 3 == 0 => {
+                refuse(value != 0 && value | 1 << 10 | 1 != u64::MAX)?;
+                Slot::Plain(value)
+            }
+            // A bank's status takes only zero. Its address and its further information take anything, as processors
+            // do whatever the manual says (vol. 3, 16.3.2.3).
             0x400..0x428 => {
-                refuse(number & 3 != 0 && value != 0 && self.env.msrs.amd_hwcr & 1 << 18 == 0)?;
+                refuse(number & 3 == 1 && value != 0 && self.env.msrs.amd_hwcr & 1 << 18 == 0)?;
                 Slot::Plain(value)
             }
             msr::TSC_AUX => {

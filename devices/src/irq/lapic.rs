@@ -471,7 +471,8 @@ impl ApicRegs {
     }
 
     fn current_count(&self) -> u32 {
-        if self.initial_count == 0 {
+        // Not armed: a one-shot count that has run out, even if the mode has changed since.
+        if self.initial_count == 0 || self.timer.deadline().is_none() {
             return 0;
         }
         let elapsed = self.clock.now().saturating_sub(self.started) / self.tick();
@@ -503,11 +504,17 @@ impl ApicRegs {
             return;
         }
         self.deadline = value;
+        self.timer.cancel();
         if value == 0 {
-            self.timer.cancel();
+            return;
+        }
+        let ns = (u128::from(value) * 1_000_000).div_ceil(u128::from(self.tsc_khz));
+        let ns = u64::try_from(ns).unwrap_or(u64::MAX);
+        if ns <= self.clock.now() {
+            // Past: it fires before the next instruction, not when somebody looks at the timers.
+            self.timer_fired(ns);
         } else {
-            let ns = (u128::from(value) * 1_000_000).div_ceil(u128::from(self.tsc_khz));
-            self.timer.arm(u64::try_from(ns).unwrap_or(u64::MAX));
+            self.timer.arm(ns);
         }
     }
 
@@ -543,13 +550,17 @@ impl ApicRegs {
 
     fn illegal_register(&mut self, index: u32) {
         guest_error!("lapic {}: access to register {:#05x}, which does not exist", self.cpu, index << 4);
-        self.error(ESR_ILLEGAL_REGISTER);
+        // An x2APIC's are told by #GP alone.
+        if self.base & BASE_X2APIC == 0 {
+            self.error(ESR_ILLEGAL_REGISTER);
+        }
     }
 
     fn write(&mut self, index: u32, value: u32) -> Option<Effect> {
         let mut effect = Effect::default();
         match index {
-            // The xAPIC id is writable by the manual's "system software" rule only on old parts; ours keeps it.
+            // Software may change it as long as the APIC is no x2APIC.
+            0x02 if self.base & BASE_X2APIC == 0 => self.id = value >> 24,
             0x02 => {}
             0x08 => {
                 self.tpr = value as u8;
@@ -681,15 +692,19 @@ impl ApicRegs {
             return;
         }
         let old = self.timer_mode();
+        if self.timer.deadline().is_some_and(|at| at <= self.clock.now()) {
+            // What is due happens by the old entry, though nobody has looked at the timers yet.
+            self.timer.cancel();
+            self.timer_fired(self.clock.now());
+        }
         self.lvt[entry] = value;
         let new = self.timer_mode();
         if (old == TimerMode::Deadline) != (new == TimerMode::Deadline) {
             // A change to or from deadline mode disarms.
             self.timer.cancel();
             (self.deadline, self.initial_count) = (0, 0);
-        } else if new == TimerMode::Periodic && old == TimerMode::OneShot && self.initial_count != 0 {
-            self.start_count(self.clock.now());
         }
+        // Between one-shot and periodic the count goes on; one that has run out stays at zero.
     }
 
     fn set_divide(&mut self, value: u32) {
@@ -722,6 +737,9 @@ impl ApicRegs {
         if old_on && !on {
             self.reset_registers();
         }
+        if x2 && !old_x2 {
+            self.id = self.initial_id;
+        }
         self.base = value & !BASE_BSP | self.base & BASE_BSP;
         self.publish();
         self.attention_if_deliverable();
@@ -742,7 +760,9 @@ impl ApicRegs {
     /// INIT: everything but the base register and the id.
     fn init(&mut self) {
         self.mailbox.take_posted();
+        let id = self.id;
         self.reset_registers();
+        self.id = id;
         self.publish();
     }
 
@@ -947,6 +967,37 @@ mod tests {
         clock.advance(5000);
         assert_eq!(apic.acknowledge(), None);
         assert_eq!(apic.mmio_read(0x390), 0);
+    }
+
+    #[test]
+    fn a_change_of_the_timers_mode_lets_the_count_go_on_and_an_ended_one_stays_at_zero() {
+        let (clock, _, apics) = machine(1);
+        let apic = &apics[0];
+        let step = |ns| clock.advance(ns);
+        apic.mmio_write(0x3e0, 0xb);
+        apic.mmio_write(0x320, 0x40);
+        apic.mmio_write(0x380, 10_000);
+        step(6_000);
+        apic.mmio_write(0x320, 0x2_0040);
+        assert_eq!(apic.mmio_read(0x390), 4_000);
+        step(5_000);
+        assert_eq!(apic.mmio_read(0x390), 9_000);
+        apic.mmio_write(0x320, 0x40);
+        step(9_000);
+        apic.mmio_write(0x320, 0x2_0040);
+        assert_eq!(apic.mmio_read(0x390), 0);
+    }
+
+    #[test]
+    fn software_may_change_the_xapic_id_until_x2apic_mode() {
+        let (_, _, apics) = machine(1);
+        let apic = &apics[0];
+        apic.mmio_write(0x20, 7 << 24);
+        assert_eq!(apic.mmio_read(0x20), 7 << 24);
+        assert!(apic.set_base(apic.base() | BASE_X2APIC));
+        assert_eq!(apic.msr_read(0x802), Some(0));
+        assert_eq!(apic.msr_read(0x82f), None);
+        assert_eq!(apic.msr_read(0x828), Some(0), "an x2APIC tells of illegal registers by #GP alone");
     }
 
     #[test]

@@ -72,12 +72,10 @@ pub(super) fn pop(b: &mut Builder<'_>) {
     }
     let r = b.i.op_register(0);
     if r.is_segment_register() {
-        let v = b.load(Ty::I16, a, Attr::STACK);
         let mut call = b.call(Help::PopSreg);
         call.reg = seg_number(r);
-        call.size = b.stack_ty().bytes() as u8;
         call.imm = n as u64;
-        b.helper(call, v, Ref::NONE, Ref::NONE);
+        b.helper(call, Ref::NONE, Ref::NONE, Ref::NONE);
         b.end_after |= r == Register::SS;
         return;
     }
