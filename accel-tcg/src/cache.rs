@@ -97,7 +97,7 @@ impl Default for Shared {
             pages: HashMap::default(),
             bytes: 0,
             generation: 0,
-            arena: Arena::new().ok(),
+            arena: if std::env::var_os("ANURA_NO_THUNK").is_some() { None } else { Arena::new().ok() },
             stale: Box::new(stale),
             invalidated: 0,
         };

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod deliver;
 pub mod env;
+pub mod float;
 pub mod frontend;
 pub mod helpers;
 pub mod interp;
@@ -16,5 +17,6 @@ pub mod opt;
 pub mod oracle;
 pub mod testbed;
 pub mod vcpu;
+pub mod vector;
 
 pub use vcpu::Interp;

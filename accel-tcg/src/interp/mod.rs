@@ -5,6 +5,7 @@ pub mod flags;
 mod int;
 pub(crate) mod lower;
 mod mem;
+mod soft;
 pub(crate) mod t0;
 pub(crate) mod thunk;
 

@@ -53,18 +53,22 @@ type Entry = unsafe extern "C" fn(*mut Ctx);
 /// An opaque instruction of a block.
 pub(crate) struct Opaque {
     entry: Option<Entry>,
+    /// The same in portable code.
+    pub(super) soft: Option<Box<crate::vector::Insn>>,
+    /// Its result is the vendor's choice: never the host's where time is counted.
+    pinned: bool,
     /// Bytes of the memory operand, 0 for none.
-    mem: u8,
-    read: bool,
-    write: bool,
+    pub(super) mem: u8,
+    pub(super) read: bool,
+    pub(super) write: bool,
     mxcsr: bool,
     /// x87: waits for pending exceptions; and: only control words are concerned.
-    x87: bool,
-    waits: bool,
-    control: bool,
+    pub(super) x87: bool,
+    pub(super) waits: bool,
+    pub(super) control: bool,
     /// Loads the control and status words: FLDCW, FLDENV, FRSTOR.
     loads_control: bool,
-    flags: bool,
+    pub(super) flags: bool,
     /// Reads the status flags.
     flags_in: bool,
     /// Guest register for each of the host's three, and whether it is written back.
@@ -376,6 +380,8 @@ const STATUS_BITS: u32 = {
 pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opaque {
     let mut o = Opaque {
         entry: None,
+        soft: None,
+        pinned: false,
         mem: 0,
         read: false,
         write: false,
@@ -394,7 +400,11 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     };
     let is64 = mode & key::L64 != 0;
     let sixteen = !is64 && mode & key::CODE32 == 0;
-    let Some(p) = patch(bytes, &i, is64, sixteen).filter(|p| faithful(p, &i)) else { return o };
+    o.soft = crate::vector::Insn::new(&i).map(Box::new);
+    o.pinned = is_pinned(i.mnemonic());
+    let arena = arena.filter(|_| host_has(&i));
+    let patched = patch(bytes, &i, is64, sixteen).filter(|p| faithful(p, &i));
+    let (reg, rm) = patched.as_ref().map_or((None, None), |p| (p.reg, p.rm));
     let unit = unit(&i);
     let vex = unit == Unit::Avx;
     o.x87 = matches!(unit, Unit::X87 | Unit::Mmx);
@@ -439,11 +449,11 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
             let full = crate::frontend::gpr_ref(r.full_register()).0 as u8;
             // An explicit operand has its place by ModRM; what else is used is implicit (or part of the address, and
             // then does no harm).
-            let place = if p.reg == Some(full) {
+            let place = if reg == Some(full) {
                 1
-            } else if p.rm == Some(full) {
+            } else if rm == Some(full) {
                 2
-            } else if full < 3 && !(p.reg.is_some() && full == 1) && !(p.rm.is_some() && full == 2) {
+            } else if full < 3 && !(reg.is_some() && full == 1) && !(rm.is_some() && full == 2) {
                 full as usize
             } else {
                 continue;
@@ -460,7 +470,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     // The decoder also counts the condition bits of the x87 here.
     o.flags = i.rflags_modified() & STATUS_BITS != 0;
     o.flags_in = i.rflags_read() & STATUS_BITS != 0;
-    let Some(arena) = arena else { return o };
+    let (Some(arena), Some(p)) = (arena, patched) else { return o };
     let mut id = p.bytes.clone();
     id.push(
         u8::from(vex)
@@ -480,6 +490,60 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     }
     o.entry = arena.add(id, &code);
     o
+}
+
+/// Approximations and transcendental functions.
+fn is_pinned(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        m,
+        Rcpps
+            | Rcpss
+            | Rsqrtps
+            | Rsqrtss
+            | Vrcpps
+            | Vrcpss
+            | Vrsqrtps
+            | Vrsqrtss
+            | F2xm1
+            | Fyl2x
+            | Fyl2xp1
+            | Fpatan
+            | Fptan
+            | Fsin
+            | Fcos
+            | Fsincos
+    )
+}
+
+/// Whether the host's processor has all that the instruction needs.
+fn host_has(i: &Instruction) -> bool {
+    use iced_x86::CpuidFeature as C;
+    #[cfg(target_arch = "x86_64")]
+    {
+        i.cpuid_features().iter().all(|f| match f {
+            C::SSE3 => std::arch::is_x86_feature_detected!("sse3"),
+            C::SSSE3 => std::arch::is_x86_feature_detected!("ssse3"),
+            C::SSE4_1 => std::arch::is_x86_feature_detected!("sse4.1"),
+            C::SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
+            C::AES => std::arch::is_x86_feature_detected!("aes"),
+            C::PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
+            C::SHA => std::arch::is_x86_feature_detected!("sha"),
+            C::AVX => std::arch::is_x86_feature_detected!("avx"),
+            C::AVX2 => std::arch::is_x86_feature_detected!("avx2"),
+            C::FMA => std::arch::is_x86_feature_detected!("fma"),
+            C::F16C => std::arch::is_x86_feature_detected!("f16c"),
+            C::GFNI => std::arch::is_x86_feature_detected!("gfni"),
+            C::VAES => std::arch::is_x86_feature_detected!("vaes"),
+            C::VPCLMULQDQ => std::arch::is_x86_feature_detected!("vpclmulqdq"),
+            _ => true,
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (i, C::SSE);
+        false
+    }
 }
 
 #[allow(clippy::useless_conversion)] // inside the assembler's macro
@@ -566,15 +630,22 @@ pub(crate) fn enter_mmx(cpu: &mut Cpu) {
 pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
     // SAFETY: the handler contract; `imm` points into the running block's `thunks` (see `lower`).
     let (o, t) = unsafe { (&*op, &*((*op).imm as *const Opaque)) };
-    let Some(entry) = t.entry else {
-        // SAFETY: the handler contract.
-        return unsafe { fault(cpu, op, Fault::UD) };
-    };
     // SAFETY: the handler contract.
     let va = unsafe { get(cpu, o.a) };
     let view = if o.y as u8 & Attr::STACK != 0 { View::Stack } else { View::Data };
     let len = t.mem as usize;
-    match attempt(cpu, t, entry, va, len, view, o.y as u8 & Attr::ALIGNED != 0, o.insn) {
+    let aligned = o.y as u8 & Attr::ALIGNED != 0;
+    // What the host would do differently is run in portable code: unmasked SIMD exceptions, and pinned results.
+    let ours = t.mxcsr && cpu.env.mode_key & key::FPX != 0 || t.pinned && cpu.vm.config.counted;
+    let result = match (t.entry, &t.soft) {
+        (None, None) => Err(Fault::UD),
+        (Some(entry), soft) if soft.is_none() || !ours => {
+            attempt(cpu, t, entry, va, len, view, aligned, o.insn)
+        }
+        (_, Some(soft)) => super::soft::run(cpu, t, soft, va, view, aligned, o.insn),
+        (Some(entry), None) => attempt(cpu, t, entry, va, len, view, aligned, o.insn),
+    };
+    match result {
         Ok(false) => {
             // SAFETY: the handler contract.
             unsafe { op.add(1) }
