@@ -252,7 +252,7 @@ impl Cpu {
     }
 
     /// The four PDPTEs that `cr3` names; #GP if a present one has a reserved bit set.
-    fn fetch_pdptes(&mut self, cr3: u64) -> Exec<[u64; 4]> {
+    pub(crate) fn fetch_pdptes(&mut self, cr3: u64) -> Exec<[u64; 4]> {
         let reserved = paging::reserved_pdpte(self.vm.config.model.phys_bits);
         let mut entries = [0; 4];
         for (i, e) in entries.iter_mut().enumerate() {

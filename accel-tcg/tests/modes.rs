@@ -4,8 +4,8 @@ use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::TestBed;
 use anura_accel_tcg::vcpu::InterpVcpu;
 use anura_vmcore::CpuSignal;
-use anura_x86::CpuState;
 use anura_x86::segment::index::{CS, DS, ES, SS};
+use anura_x86::{CpuState, Segment, TableReg};
 use std::sync::atomic::Ordering;
 
 fn hex(s: &str) -> Vec<u8> {
@@ -203,4 +203,93 @@ fn iretd_of_real_mode_keeps_the_virtual_flags() {
     let (_, mut vcpu) = real("666846021a00 666a00 6668127c0000 66cf 90 f4");
     let s = halt(&mut vcpu);
     assert_eq!(s.rflags & 0x1a_0000, 0);
+}
+
+/// A v86 program at 0000:7c00, its monitor a HLT at 0x60000 + 16 * vector in flat CPL 0 code.
+fn v86(code: &str, iopl: u64, vme: bool, flags: u64) -> (TestBed, InterpVcpu) {
+    let bed = TestBed::new(4 << 20, "max");
+    let mut s = CpuState::reset(0);
+    (s.cr0, s.cr4) = (0x11, u64::from(vme));
+    s.rflags = 2 | 1 << 17 | iopl << 12 | flags;
+    for seg in &mut s.seg {
+        *seg = Segment::new(0, 0, 0xffff, 0xf3);
+    }
+    s.rip = 0x7c00;
+    s.gpr[4] = 0x7000;
+    s.gdtr = TableReg { base: 0x1000, limit: 0x1f };
+    s.idtr = TableReg { base: 0x2000, limit: 0x7ff };
+    bed.put(0x1008, 0x00cf_9b00_0000_ffff);
+    bed.put(0x1010, 0x00cf_9300_0000_ffff);
+    for v in 0..256u64 {
+        bed.put(0x2000 + v * 8, 0x0006_ee00_0008_0000 | v << 4);
+        bed.ram.write(0x6_0000 + v * 16, &[0xf4]);
+    }
+    // Redirection: INT 21h to the program's own table, INT 22h to the monitor.
+    s.tr = Segment::new(0x18, 0x3000, 0xff, 0x8b);
+    bed.ram.write(0x3000, &[0; 0x100]);
+    bed.put(0x3004, 0x5000 | 0x10 << 32);
+    bed.ram.write(0x3066, &[0x88, 0]);
+    bed.ram.write(0x3068 + 4, &[1 << 2]);
+    bed.ram.write(0x21 * 4, &[0, 0x6f, 0, 0]);
+    bed.ram.write(0x7c00, &hex(code));
+    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    vcpu.set_state(&s).unwrap();
+    (bed, vcpu)
+}
+
+#[test]
+fn v86_instructions_obey_iopl_and_vme() {
+    const VIF: u64 = 1 << 19;
+    const VIP: u64 = 1 << 20;
+    // Name, code, IOPL, VME, flags before, and the vector with which the program ends (INT3 is the good end).
+    let cases: &[(&str, &str, u64, bool, u64, u64)] = &[
+        ("cli", "fa cc", 3, false, 0, 3),
+        ("cli, low IOPL", "fa cc", 0, false, 0, 13),
+        ("cli with VME", "fa cc", 0, true, VIF, 3),
+        ("sti with VME", "fb cc", 0, true, 0, 3),
+        ("sti with VME and VIP", "fb cc", 0, true, VIP, 13),
+        ("pushf, low IOPL", "9c cc", 2, false, 0, 13),
+        ("pushf with VME", "9c cc", 2, true, 0, 3),
+        ("pushfd with VME", "669c cc", 2, true, 0, 13),
+        ("popf with VME", "6a02 9d cc", 0, true, 0, 3),
+        ("popf of TF with VME", "680201 9d cc", 0, true, 0, 13),
+        ("popf of IF with VME and VIP", "680202 9d cc", 0, true, VIP, 13),
+        ("popfd with VME", "666a02 669d cc", 0, true, 0, 13),
+        ("int to the monitor", "cd22", 3, false, 0, 0x22),
+        ("int, low IOPL", "cd22", 0, false, 0, 13),
+        ("int redirected with VME", "cd21", 0, true, 0, 3),
+        ("int to the monitor with VME", "cd22", 3, true, 0, 0x22),
+        ("int not redirected, low IOPL, with VME", "cd22", 0, true, 0, 13),
+        ("iret with VME", "6a02 6a00 68007f cf", 0, true, 0, 3),
+        ("iretd, low IOPL", "666a02 666a00 6668007f0000 66cf", 0, true, 0, 13),
+        ("hlt", "f4", 3, true, 0, 13),
+        ("lgdt", "0f01160070", 3, true, 0, 13),
+        ("sldt", "0f00c0", 3, true, 0, 6),
+    ];
+    for (name, code, iopl, vme, flags, expected) in cases {
+        let (bed, mut vcpu) = v86(code, *iopl, *vme, *flags);
+        // The program's handler of INT 21h and the target of its IRET: INT3.
+        bed.ram.write(0x6f00, &[0xcc]);
+        bed.ram.write(0x7f00, &[0xcc]);
+        let s = halt(&mut vcpu);
+        assert_eq!(s.rip - 0x6_0001, expected * 16, "{name}");
+        assert_eq!((s.cpl(), s.rflags & 1 << 17, s.seg[DS].selector), (0, 0, 0), "{name}");
+    }
+}
+
+#[test]
+fn vme_shows_the_virtual_flag_and_iretd_of_the_monitor_goes_back() {
+    // sti; pushf; pop ax; int 21h; handler: pushf; pop bx; int3
+    let (bed, mut vcpu) = v86("fb 9c 58 cd21", 0, true, 0);
+    bed.ram.write(0x6f00, &hex("9c 5b cc"));
+    // The monitor: iretd at the #BP handler, so the program goes on behind the INT3 with HLT (#GP).
+    bed.ram.write(0x6_0030, &[0xcf]);
+    bed.ram.write(0x6f03, &[0xf4]);
+    let s = halt(&mut vcpu);
+    assert_eq!(s.rip, 0x6_00d1);
+    assert_eq!(s.gpr[0] & 0xffff, 0x3202, "IF stands for VIF, IOPL reads 3");
+    assert_eq!(s.gpr[3] & 0xffff, 0x3002, "VIF is clear in the handler");
+    let frame: Vec<u64> = (0..9).map(|n| bed.get(s.gpr[4] + n * 4) & 0xffff_ffff).collect();
+    assert_eq!((frame[0], frame[1], frame[2]), (0, 0x6f03, 0));
+    assert_eq!(frame[3] & 1 << 17, 1 << 17);
 }

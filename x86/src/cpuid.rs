@@ -86,7 +86,7 @@ macro_rules! features {
 
 features! {
     L1Edx {
-        Fpu = 0 "fpu" Engine, Vme = 1 "vme" None, De = 2 "de" Engine, Pse = 3 "pse" Engine,
+        Fpu = 0 "fpu" Engine, Vme = 1 "vme" Engine, De = 2 "de" Engine, Pse = 3 "pse" Engine,
         Tsc = 4 "tsc" Engine, Msr = 5 "msr" Engine, Pae = 6 "pae" Engine, Mce = 7 "mce" Engine,
         Cx8 = 8 "cx8" Engine, Apic = 9 "apic" Engine, Sep = 11 "sep" Engine, Mtrr = 12 "mtrr" Engine,
         Pge = 13 "pge" Engine, Mca = 14 "mca" Engine, Cmov = 15 "cmov" Engine, Pat = 16 "pat" Engine,

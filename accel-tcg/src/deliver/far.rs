@@ -1,6 +1,5 @@
-//! Far jumps, calls and returns, through descriptors and call gates (vol. 2, JMP, CALL, RET).
-//!
-//! Left out until the next issue: task gates and TSS descriptors.
+//! Far jumps, calls and returns, through descriptors, call gates and tasks (vol. 2, JMP, CALL, RET).
+use super::task::{self, Source};
 use super::{Frame, inner_stack, inner_stack_segment, iret::return_stack, read_tss_u64, stack_view};
 use crate::env::{Cpu, Exec, Fault};
 use crate::helpers::seg::{fault, null_stack};
@@ -112,6 +111,7 @@ pub fn jmp_far(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
             cpu.mark_accessed(g.selector, g.code)?;
             enter(cpu, g.selector, g.code, g.offset, cpl);
         }
+        Target::Task(tss) => return task::by_instruction(cpu, tss, Source::Jump, a.next_rip),
     }
     Ok(Flow::Jumped)
 }
@@ -126,6 +126,7 @@ struct Gate {
 enum Target {
     Code(Descriptor),
     Gate(Gate),
+    Task(u16),
 }
 
 /// What a far pointer's selector names.
@@ -143,13 +144,19 @@ fn target(cpu: &mut Cpu, selector: u16) -> Exec<Target> {
         }
         return Ok(Target::Code(d));
     }
-    let is_call_gate = a.kind() == system::CALL || a.kind() == system::CALL16 && !long;
-    if !is_call_gate {
-        // Tasks come with the next issue.
+    let known = match a.kind() {
+        system::CALL => true,
+        system::CALL16 | system::TASK_GATE | system::TSS16 | system::TSS => !long,
+        _ => false,
+    };
+    if !known || a.dpl() < cpu.env.cpl() || a.dpl() < Selector(selector).rpl() {
         return Err(gp);
     }
-    if a.dpl() < cpu.env.cpl() || a.dpl() < Selector(selector).rpl() {
-        return Err(gp);
+    match a.kind() {
+        system::TSS16 | system::TSS => return Ok(Target::Task(selector)),
+        system::TASK_GATE if !a.p() => return Err(fault(vector::NP, selector, 0)),
+        system::TASK_GATE => return task::gate_target(d, 0).map(Target::Task),
+        _ => {}
     }
     let upper = if long { cpu.read_upper_half(selector, gp)? } else { 0 };
     if !a.p() {
@@ -201,6 +208,7 @@ pub fn call_far(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
             enter(cpu, selector, d, offset, cpl);
         }
         Target::Gate(g) => call_gate(cpu, &g, a.next_rip)?,
+        Target::Task(tss) => return task::by_instruction(cpu, tss, Source::Call, a.next_rip),
     }
     Ok(Flow::Jumped)
 }

@@ -1,11 +1,13 @@
 //! IRET in its variants (vol. 2, IRET).
 use super::far::{code_target, fits};
+use super::task;
 use crate::env::{Cpu, Exec, Fault};
 use crate::helpers::seg::{fault, null_stack};
+use crate::helpers::system::{pop_virtual_flags, v86_extended};
 use crate::helpers::{Flow, HelperArgs, Stack, set_sp, stack_mask};
 use crate::mode::key;
 use anura_x86::desc::{Descriptor, Selector};
-use anura_x86::regs::{rflags, vector};
+use anura_x86::regs::{cr4, rflags, vector};
 use anura_x86::segment::index::{CS, DS, ES, FS, GS, SS};
 use anura_x86::{Attr, Segment};
 
@@ -18,8 +20,8 @@ pub fn iret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     cpu.env.nmi_masked = false;
     let k = cpu.env.mode_key;
     if k & key::V86 != 0 {
-        if cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL {
-            return Err(Fault::GP0);
+        if v86_extended(cpu, a.size)? {
+            return iret_extended(cpu);
         }
         return iret_real(cpu, a.size, rflags::IOPL | VIRTUAL);
     }
@@ -30,8 +32,7 @@ pub fn iret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         if cpu.env.long_mode() {
             return Err(Fault::GP0);
         }
-        // Return to the previous task comes with task switching in the next issue.
-        return Err(fault(vector::TS, cpu.env.tr.selector, 0));
+        return task::back(cpu, a.next_rip);
     }
     iret_protected(cpu, a.size)
 }
@@ -56,6 +57,21 @@ pub(crate) fn set_flags(cpu: &mut Cpu, value: u64, size: u8, keep: u64) {
     let change = change & !keep;
     let new = cpu.env.rflags() & !change | value & change;
     cpu.env.set_rflags(new);
+}
+
+/// IRET of v86 mode with VME and an IOPL below 3.
+fn iret_extended(cpu: &mut Cpu) -> Exec<Flow> {
+    let mut s = Stack::current(cpu);
+    let ip = s.pop(cpu, 2)?;
+    let cs = s.pop(cpu, 2)? as u16;
+    let flags = s.pop(cpu, 2)?;
+    pop_virtual_flags(cpu, flags)?;
+    s.commit(cpu);
+    cpu.env.rip = ip;
+    cpu.env.seg[CS].selector = cs;
+    cpu.env.seg[CS].base = u64::from(cs) << 4;
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
 }
 
 fn iret_real(cpu: &mut Cpu, size: u8, keep: u64) -> Exec<Flow> {
@@ -172,5 +188,10 @@ fn iret_to_v86(cpu: &mut Cpu, mut s: Stack, rip: u64, cs: u16, flags: u64) -> Ex
     cpu.env.gpr[4] = esp;
     cpu.mode_changed();
     debug_assert_eq!(stack_mask(&cpu.env), 0xffff);
+    let both = rflags::VIF | rflags::VIP;
+    if cpu.env.cr4 & cr4::VME != 0 && flags & both == both {
+        // A virtual interrupt that waits and may be taken: #GP before the first instruction (20.3.1).
+        cpu.env.pending = Some(Fault::GP0.into());
+    }
     Ok(Flow::Jumped)
 }

@@ -3,11 +3,12 @@
 //! Delivery has two phases. The first reads the gate, the target descriptor and the TSS and
 //! probes every stack word; a fault in it discards everything and is combined with the event by
 //! the pair table (vol. 3, table 6-5). The second commits and cannot fault.
-//!
-//! Left out until the next issue: task gates, and v86 mode with VME.
 pub mod far;
 pub mod iret;
 pub mod sys;
+pub(crate) mod task;
+#[cfg(test)]
+mod task_tests;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ use anura_x86::regs::{cr0, dr6, dr7, error, rflags, vector};
 use anura_x86::segment::index::{CS, DS, ES, FS, GS, SS};
 use anura_x86::state::{EventKind, PendingException, is_canonical};
 use anura_x86::{Segment, Shadow};
+use task::Leave;
 
 /// An event to deliver.
 pub type Event = PendingException;
@@ -228,8 +230,14 @@ struct Target {
     cpl: u8,
 }
 
+/// Where an event goes.
+enum Found {
+    Handler(Target),
+    Task(u16),
+}
+
 /// Reads and checks the gate and the code segment behind it (phase 1).
-fn find_target(cpu: &mut Cpu, e: &Event, ext: u32) -> Exec<Target> {
+fn find_target(cpu: &mut Cpu, e: &Event, ext: u32) -> Exec<Found> {
     let long = cpu.env.long_mode();
     let index = u32::from(e.vector) * 8 + error::IDT + ext;
     let (scale, last) = if long { (16, 15) } else { (8, 7) };
@@ -254,8 +262,7 @@ fn find_target(cpu: &mut Cpu, e: &Event, ext: u32) -> Exec<Target> {
         return Err(Fault::with_error(vector::NP, index));
     }
     if a.kind() == system::TASK_GATE {
-        // Task switching comes with the next issue.
-        return Err(Fault::gp(index));
+        return task::gate_target(gate, ext).map(Found::Task);
     }
     let selector = gate.gate_selector();
     let gp = fault(vector::GP, selector, ext);
@@ -277,12 +284,19 @@ fn find_target(cpu: &mut Cpu, e: &Event, ext: u32) -> Exec<Target> {
     let wide = a.kind() & 8 != 0;
     let offset = if wide { gate.gate_offset() } else { gate.gate_offset() & 0xffff };
     let rip = u64::from(offset) | upper << 32;
-    Ok(Target { gate, selector, code, rip, cpl })
+    Ok(Found::Handler(Target { gate, selector, code, rip, cpl }))
 }
 
 fn attempt_protected(cpu: &mut Cpu, e: &Event) -> Exec<()> {
     let ext = if is_software(e.kind) { 0 } else { error::EXT };
-    let t = find_target(cpu, e, ext)?;
+    let t = match find_target(cpu, e, ext)? {
+        Found::Handler(t) => t,
+        Found::Task(tss) => {
+            let leave = Leave { rip: return_rip(cpu, e), flags: pushed_flags(cpu, e), error: e.error, ext };
+            // What the new task finds wrong is delivered to it, combined with this event.
+            return task::switch(cpu, tss, task::Source::Event, leave)?;
+        }
+    };
     if cpu.env.long_mode() { enter_long(cpu, e, &t, ext) } else { enter_legacy(cpu, e, &t, ext) }
 }
 

@@ -1,11 +1,14 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT and the software interrupts.
-use super::software;
+use super::{Frame, software};
 use crate::env::{Cpu, Exec, Fault};
-use crate::helpers::{Flow, HelperArgs};
+use crate::helpers::system::virtual_flags;
+use crate::helpers::{Flow, HelperArgs, set_sp, stack_mask};
 use crate::interp::flags;
+use crate::mmu::View;
 use crate::mode::key;
 use anura_x86::Segment;
-use anura_x86::regs::{cr0, efer, rflags, vector};
+use anura_x86::desc::tss32;
+use anura_x86::regs::{cr0, cr4, efer, rflags, vector};
 use anura_x86::segment::index::{CS, SS};
 use anura_x86::state::{EventKind, is_canonical};
 
@@ -141,11 +144,56 @@ fn interrupt(cpu: &mut Cpu, vector: u8, kind: EventKind, next_rip: u64) -> Exec<
 
 /// INT n.
 pub fn int(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    if cpu.env.mode_key & key::V86 != 0 && cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL {
-        return Err(Fault::GP0);
+    if cpu.env.mode_key & key::V86 != 0 {
+        let low = cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL;
+        if cpu.env.cr4 & cr4::VME != 0 && !redirected(cpu, a.imm as u8)? {
+            return v86_handler(cpu, a.imm as u8, a.next_rip, low);
+        }
+        if low {
+            return Err(Fault::GP0);
+        }
     }
     interrupt(cpu, a.imm as u8, EventKind::Software, a.next_rip)
 }
+/// Whether the bitmap of the TSS sends an INT n of v86 mode to protected mode: the 32 bytes below the I/O bitmap
+/// (vol. 3, 20.3.3).
+fn redirected(cpu: &mut Cpu, vector: u8) -> Exec<bool> {
+    let tr = cpu.env.tr;
+    if tr.limit < tss32::MIN_LIMIT {
+        return Err(Fault::GP0);
+    }
+    let map = cpu.read_u16(tr.base.wrapping_add(tss32::IO_MAP), View::Super)?;
+    let Some(at) = u64::from(map).checked_sub(32).map(|at| at + u64::from(vector >> 3)) else {
+        return Err(Fault::GP0);
+    };
+    if at > tr.limit.into() {
+        return Err(Fault::GP0);
+    }
+    let byte = cpu.read_u8(tr.base.wrapping_add(at), View::Super)?;
+    Ok(byte & 1 << (vector & 7) != 0)
+}
+
+/// INT n to the program's own vector table, as in real mode; with a low IOPL, VIF takes the place of IF.
+fn v86_handler(cpu: &mut Cpu, vector: u8, next_rip: u64, low: bool) -> Exec<Flow> {
+    let target = cpu.read_u32(u64::from(vector) * 4, View::Data)?;
+    let flags = cpu.env.rflags();
+    let mask = stack_mask(&cpu.env);
+    let mut f = Frame::new(cpu.env.seg[SS], cpu.env.gpr[4], mask, 2, View::Data, Fault::SS0);
+    f.push(cpu, if low { virtual_flags(flags) } else { flags })?;
+    f.push(cpu, cpu.env.seg[CS].selector.into())?;
+    f.push(cpu, next_rip)?;
+    let sp = f.commit(cpu)?;
+    set_sp(&mut cpu.env, sp, mask);
+    let clear = if low { rflags::VIF } else { rflags::IF };
+    cpu.env.eflags_sys &= !(clear | rflags::TF | rflags::AC | rflags::RF);
+    let cs = &mut cpu.env.seg[CS];
+    cs.selector = (target >> 16) as u16;
+    cs.base = u64::from(cs.selector) << 4;
+    cpu.env.rip = (target & 0xffff).into();
+    cpu.mode_changed();
+    Ok(Flow::Jumped)
+}
+
 /// INT3.
 pub fn int3(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     interrupt(cpu, vector::BP, EventKind::SoftwareException, a.next_rip)

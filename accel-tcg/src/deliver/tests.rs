@@ -25,7 +25,7 @@ const USER_CODE32: u16 = 0x3b;
 const CONFORMING: u16 = 0x40;
 const ABSENT: u16 = 0x48;
 
-fn handler(v: u8) -> u64 {
+pub(super) fn handler(v: u8) -> u64 {
     0x40000 + u64::from(v) * 16
 }
 
@@ -84,7 +84,7 @@ fn set_up(cpu: &mut Cpu, cpl: u8) {
 }
 
 /// The same in 32-bit protected mode without paging.
-fn legacy(cpl: u8) -> (TestBed, Cpu) {
+pub(super) fn legacy(cpl: u8) -> (TestBed, Cpu) {
     let t = TestBed::new(2 << 20, "qemu64");
     put_tables(&t, false);
     for v in 0..=255u8 {
@@ -107,7 +107,7 @@ fn legacy(cpl: u8) -> (TestBed, Cpu) {
 fn frame64(t: &TestBed, cpu: &Cpu, n: usize) -> Vec<u64> {
     (0..n as u64).map(|i| t.get(cpu.env.gpr[4] + i * 8)).collect()
 }
-fn frame32(t: &TestBed, cpu: &Cpu, n: usize) -> Vec<u32> {
+pub(super) fn frame32(t: &TestBed, cpu: &Cpu, n: usize) -> Vec<u32> {
     (0..n as u64).map(|i| t.get(cpu.env.gpr[4] + i * 4) as u32).collect()
 }
 const FLAGS: u64 = rflags::IF | rflags::TF | rflags::CF | rflags::ONE;

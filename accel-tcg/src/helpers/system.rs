@@ -188,37 +188,78 @@ pub fn clflush(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 
 /// CLI.
 pub fn cli(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
-    may_change_if(cpu)?;
-    cpu.env.eflags_sys &= !rflags::IF;
+    match if_owner(cpu)? {
+        Owner::Real => cpu.env.eflags_sys &= !rflags::IF,
+        Owner::Virtual => cpu.env.eflags_sys &= !rflags::VIF,
+    }
     Ok(Flow::Next)
 }
 
 /// STI: interrupts are taken after the next instruction at the earliest.
 pub fn sti(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
-    may_change_if(cpu)?;
-    if cpu.env.eflags_sys & rflags::IF == 0 {
-        cpu.env.eflags_sys |= rflags::IF;
-        cpu.env.shadow = Shadow::Sti;
+    match if_owner(cpu)? {
+        Owner::Real if cpu.env.eflags_sys & rflags::IF == 0 => {
+            cpu.env.eflags_sys |= rflags::IF;
+            cpu.env.shadow = Shadow::Sti;
+        }
+        Owner::Real => {}
+        Owner::Virtual if cpu.env.eflags_sys & rflags::VIP != 0 => return Err(Fault::GP0),
+        Owner::Virtual => cpu.env.eflags_sys |= rflags::VIF,
     }
     Ok(Flow::EndBlock)
 }
 
-fn may_change_if(cpu: &Cpu) -> Exec<()> {
-    let env = &cpu.env;
-    let iopl = (env.eflags_sys & rflags::IOPL) >> rflags::IOPL_SHIFT;
-    if env.cr0 & cr0::PE != 0 && u64::from(env.cpl()) > iopl { Err(Fault::GP0) } else { Ok(()) }
+/// Which flag CLI and STI change.
+enum Owner {
+    /// IF.
+    Real,
+    /// VIF, by VME or PVI.
+    Virtual,
 }
 
-/// #GP(0) in v86 mode unless IOPL is 3.
-fn v86_iopl(cpu: &Cpu) -> Exec<()> {
+fn if_owner(cpu: &Cpu) -> Exec<Owner> {
+    let env = &cpu.env;
+    let iopl = (env.eflags_sys & rflags::IOPL) >> rflags::IOPL_SHIFT;
+    if env.cr0 & cr0::PE == 0 || u64::from(env.cpl()) <= iopl {
+        return Ok(Owner::Real);
+    }
+    let switch = if env.mode_key & key::V86 != 0 { cr4::VME } else { cr4::PVI };
+    if env.cr4 & switch != 0 && env.cpl() == 3 { Ok(Owner::Virtual) } else { Err(Fault::GP0) }
+}
+
+/// In v86 mode with an IOPL below 3: true with VME for operands of 16 bits, else #GP(0). False elsewhere.
+pub(crate) fn v86_extended(cpu: &Cpu, size: u8) -> Exec<bool> {
     let v86 = cpu.env.mode_key & key::V86 != 0;
-    if v86 && cpu.env.eflags_sys & rflags::IOPL != rflags::IOPL { Err(Fault::GP0) } else { Ok(()) }
+    if !v86 || cpu.env.eflags_sys & rflags::IOPL == rflags::IOPL {
+        return Ok(false);
+    }
+    if cpu.env.cr4 & cr4::VME != 0 && size == 2 { Ok(true) } else { Err(Fault::GP0) }
+}
+
+/// The flags as a program of v86 mode sees them with VME: VIF for IF, and an IOPL of 3.
+pub(crate) fn virtual_flags(flags: u64) -> u64 {
+    let visible = if flags & rflags::VIF != 0 { rflags::IF } else { 0 };
+    flags & !rflags::IF | visible | rflags::IOPL
+}
+
+/// Takes over flags that such a program pops: IF goes to VIF, which must not become set while VIP is, nor may TF.
+pub(crate) fn pop_virtual_flags(cpu: &mut Cpu, value: u64) -> Exec<()> {
+    let wants_if = value & rflags::IF != 0;
+    if value & rflags::TF != 0 || wants_if && cpu.env.eflags_sys & rflags::VIP != 0 {
+        return Err(Fault::GP0);
+    }
+    let change = 0xffff & rflags::ALL & !(rflags::IF | rflags::IOPL) | rflags::VIF;
+    let value = value & !rflags::VIF | if wants_if { rflags::VIF } else { 0 };
+    let new = cpu.env.rflags() & !change | value & change;
+    cpu.env.set_rflags(new);
+    Ok(())
 }
 
 /// PUSHF; `size` is the operand size.
 pub fn pushf(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    v86_iopl(cpu)?;
+    let extended = v86_extended(cpu, a.size)?;
     let value = cpu.env.rflags() & !(rflags::VM | rflags::RF);
+    let value = if extended { virtual_flags(value) } else { value };
     let mut s = Stack::current(cpu);
     s.push(cpu, value, a.size)?;
     s.commit(cpu);
@@ -227,9 +268,14 @@ pub fn pushf(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 
 /// POPF.
 pub fn popf(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    v86_iopl(cpu)?;
+    let extended = v86_extended(cpu, a.size)?;
     let mut s = Stack::current(cpu);
     let value = s.pop(cpu, a.size)?;
+    if extended {
+        pop_virtual_flags(cpu, value)?;
+        s.commit(cpu);
+        return Ok(Flow::EndBlock);
+    }
     s.commit(cpu);
     let before = cpu.env.eflags_sys;
     set_flags(cpu, value, a.size, rflags::RF | rflags::VIF | rflags::VIP);
