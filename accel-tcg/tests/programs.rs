@@ -70,6 +70,22 @@ fn a_processor_climbs_from_real_mode_to_64_bit_code() {
     assert_eq!(bed.get(CODE + 0x728), 0x1_009c, "RIP-relative address");
 }
 
+#[test]
+fn popping_a_segment_register_moves_the_stack_by_the_operand_size_not_the_stack_width() {
+    // mov sp, 800h; push es; pop ds with operand size 2 and 4 in turn; hlt.
+    for (code, moved) in [("bc0008061ff4", 0), ("bc00086606661ff4", 0), ("bc0008661ff4", 4)] {
+        let bed = TestBed::new(16 << 20, "qemu64");
+        bed.ram.write(CODE, &hex(code));
+        let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+        let mut s = CpuState::reset(0);
+        s.seg[1] = Segment::new(0x1000, CODE, 0xffff, 0x9b);
+        s.rip = 0;
+        vcpu.set_state(&s).unwrap();
+        assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::Halted);
+        assert_eq!(vcpu.state().gpr[4] as u16, (0x800 + moved) as u16, "{code}");
+    }
+}
+
 /// Loops of several kinds with memory, stack, strings and flags; never ends.
 fn mixture() -> Vec<u8> {
     hex(concat!(
