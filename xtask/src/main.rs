@@ -60,7 +60,7 @@ fn cargo(args: &[&str]) -> Result<(), String> {
 
 /// Fetches kernels and the initial RAM disk. Without them the tests that need them say `skipped`.
 fn with_guest() -> Result<(), String> {
-    run(Command::new("tools/fetch-guest").arg("generic").stdout(std::process::Stdio::null()))
+    run(Command::new("tools/fetch-guest").args(["generic", "i386"]).stdout(std::process::Stdio::null()))
 }
 
 /// Debian packages with tools that tests use, where they can be installed; tests skip without them.
