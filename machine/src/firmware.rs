@@ -11,6 +11,7 @@ use anura_devices::acpi::smbios::{Smbios, SmbiosTables};
 use anura_devices::chipset::{i440fx, piix3, piix4_pm};
 use anura_devices::misc::fw_cfg;
 use anura_devices::pci::{PciBus, devfn, reg};
+use anura_devices::registry::Value;
 use anura_devices::storage::piix3_ide;
 use anura_vmcore::Width;
 use anura_x86::{CpuState, Topology};
@@ -36,6 +37,10 @@ pub const PIRQ: [u8; 4] = [10, 10, 11, 11];
 const PCI_PORTS: u32 = 0xc000;
 /// First memory address for base address registers, above the largest low RAM.
 const PCI_MEMORY: u32 = 0xfd00_0000;
+
+/// The option ROM that boots a kernel, as a file, and what firmware calls it in its boot order.
+const KERNEL_ROM: &str = "genroms/linuxboot_dma.bin";
+const KERNEL_ROM_BOOT: &str = "/rom@genroms/linuxboot_dma.bin";
 
 /// Sets the board up.
 pub fn post(pc: &Pc) {
@@ -187,7 +192,12 @@ pub struct Tables {
 
 impl Tables {
     /// Makes the tables of `pc` and fills its fw_cfg device.
-    pub fn new(pc: &Pc, config: &MachineConfig, topology: Topology) -> Result<Self, MachineError> {
+    pub fn new(
+        pc: &Pc,
+        config: &MachineConfig,
+        topology: Topology,
+        through_firmware: bool,
+    ) -> Result<Self, MachineError> {
         let mut board = pc.acpi.clone();
         for table in &config.acpi_tables {
             board.extra.push(acpi_table(table)?);
@@ -215,13 +225,32 @@ impl Tables {
             smbios: smbios.tables(),
             smbios_64: config.board.smbios_entry_point == 64,
         };
-        tables.publish(pc, config, topology)?;
+        tables.publish(pc, config, topology, through_firmware)?;
         Ok(tables)
     }
 
     /// Fills the fw_cfg device.
-    fn publish(&self, pc: &Pc, config: &MachineConfig, topology: Topology) -> Result<(), MachineError> {
+    fn publish(
+        &self,
+        pc: &Pc,
+        config: &MachineConfig,
+        topology: Topology,
+        through_firmware: bool,
+    ) -> Result<(), MachineError> {
         let mut device = pc.fw_cfg.lock();
+        let dma =
+            config.globals.iter().rev().find(|g| g.driver == "fw_cfg_io" && g.property == "dma_enabled");
+        if dma.is_some_and(|g| g.value == Value::Bool(false)) {
+            device.disable_dma();
+        }
+        let mut first = Vec::new();
+        if through_firmware && config.boot.kernel.is_some() {
+            crate::linux_fw::publish(&mut device, &config.boot, pc.ram.below_4g)?;
+            let rom = crate::boot_rom::image()
+                .map_err(|e| MachineError::Config(format!("-kernel: the option ROM is not made: {e}")))?;
+            device.add_file(KERNEL_ROM, rom).map_err(|e| MachineError::Config(e.to_string()))?;
+            first.push(KERNEL_ROM_BOOT);
+        }
         let word = |n: u64| n.to_le_bytes()[..2].to_vec();
         // IRQ 0 is on input 2 of the IOAPIC, as the MADT says; and one NUMA node, so no distances.
         device.set(fw_cfg::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec());
@@ -275,7 +304,7 @@ impl Tables {
             // Text goes to this serial port too.
             add("etc/sercon-port", 0x3f8u64.to_le_bytes().to_vec())?;
         }
-        add("bootorder", boot_order(&[], config.boot.strict))?;
+        add("bootorder", boot_order(&first, config.boot.strict))?;
         if let Some(acpi) = &self.acpi {
             add("etc/acpi/tables", acpi.blob().to_vec())?;
             add("etc/acpi/rsdp", acpi.rsdp())?;

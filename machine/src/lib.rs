@@ -4,12 +4,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boot_rom;
 pub mod config;
 pub mod control;
 pub mod cpus;
 mod error;
 pub mod firmware;
 pub mod linux;
+pub mod linux_fw;
 mod localtime;
 pub mod logging;
 mod machine;

@@ -208,7 +208,7 @@ fn field<const N: usize>(image: &[u8], at: usize) -> [u8; N] {
     bytes
 }
 
-fn u16_at(image: &[u8], at: usize) -> u16 {
+pub(crate) fn u16_at(image: &[u8], at: usize) -> u16 {
     u16::from_le_bytes(field(image, at))
 }
 

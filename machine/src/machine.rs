@@ -255,7 +255,7 @@ impl Machine {
         trace_event!(init_phase, "firmware");
         let reserved = TABLES.min(pc.ram.below_4g / 2);
         let e820 = pc.e820(reserved);
-        let tables = Tables::new(&pc, &config, topology)?;
+        let tables = Tables::new(&pc, &config, topology, start == Start::Firmware)?;
         trace_event!(init_phase, "boot");
         let boot = match &config.boot.kernel {
             Some(kernel) if start == Start::Direct => {

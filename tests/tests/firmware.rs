@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anura_tests::{Emulator, Monitor, anura, need};
+use anura_tests::{Emulator, Monitor, anura, guest_file, need};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const NO_PROGRAM: &str = "the anura program is not built; run cargo xtask test";
@@ -121,4 +121,52 @@ fn the_last_bytes_of_firmware_are_seen_at_both_ends() {
             dump.lines().filter_map(|l| l.split_once(": ")).flat_map(|(_, b)| b.split(' ')).collect();
         assert_eq!(found, want, "{at}");
     }
+}
+
+/// Boots a kernel with the guest's check; what came on the serial port.
+fn boot(program: &Path, kernel: &str, initrd: &str, args: &[&str]) -> Option<String> {
+    let (kernel, initrd) = (guest_file(kernel)?, guest_file(initrd)?);
+    let dir = tempfile::tempdir().unwrap();
+    let mut all = vec!["-m", "512", "-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()];
+    // The kernel's tests of its ciphers take longer than all the rest.
+    all.extend(["-append", "console=ttyS0 panic=-1 anura.run=check cryptomgr.notests"]);
+    all.extend(args);
+    let mut emulator = Emulator::start(program, dir.path(), &all);
+    let done = emulator.wait_for("reboot: Power down", LIMIT);
+    let text = emulator.serial_text().replace('\r', "");
+    assert!(done && text.contains("anura-guest: sum 42"), "{}", &text[text.len().saturating_sub(2000)..]);
+    for bad in ["BUG", "WARNING", "Oops", "ACPI Error", "protection fault"] {
+        assert!(!text.contains(bad), "{bad}: {}", text.lines().find(|line| line.contains(bad)).unwrap_or(""));
+    }
+    Some(text)
+}
+
+#[test]
+fn debians_kernel_boots_through_seabios_and_our_option_rom() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let args = ["-bios", "bios-256k.bin", "-smp", "2"];
+    let text = need!(boot(&program, "vmlinuz", "initrd.gz", &args), "no guest kernel; run tools/fetch-guest");
+    assert!(text.contains("DMI: ") && text.contains("anura-guest: cpus 2 x"), "{text}");
+}
+
+/// A 32-bit kernel has no 64-bit entry, so it starts through firmware by itself.
+fn boot_32_bit(kernel: &str) {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let text = need!(
+        boot(&program, kernel, "initrd-i386.gz", &["-cpu", "qemu32"]),
+        "no 32-bit guest; run tools/fetch-guest i386"
+    );
+    assert!(text.contains(" i686 "), "{text}");
+}
+
+#[test]
+fn the_32_bit_kernel_without_pae_reaches_the_shell() {
+    boot_32_bit("vmlinuz-686");
+}
+
+#[test]
+fn the_32_bit_kernel_with_pae_reaches_the_shell() {
+    boot_32_bit("vmlinuz-686-pae");
 }

@@ -110,6 +110,15 @@ impl FwCfg {
         tx.add(ports.root(), 0x514, &Region::io("fwcfg.dma", 8, dma, AccessRules::any(8)), 0);
     }
 
+    /// Takes the DMA interface away.
+    pub fn disable_dma(&mut self) {
+        self.set(ID, 1u32.to_le_bytes().to_vec());
+    }
+
+    fn has_dma(&self) -> bool {
+        self.items.get(&ID).is_some_and(|id| id[0] & 2 != 0)
+    }
+
     /// Sets an item.
     pub fn set(&mut self, key: u16, bytes: Vec<u8>) {
         self.items.insert(key, Arc::new(bytes));
@@ -194,6 +203,9 @@ impl FwCfg {
     fn write_bulk(&mut self, _a: Access, _buf: &[u8]) {}
 
     fn read_dma(&mut self, a: Access) -> u64 {
+        if !self.has_dma() {
+            return 0;
+        }
         // The register is big endian.
         let bytes = DMA_SIGNATURE.to_be_bytes();
         let mut value = [0; 8];
@@ -205,6 +217,7 @@ impl FwCfg {
 
     fn write_dma(&mut self, a: Access, value: u64) {
         match (a.offset, a.width.bytes()) {
+            _ if !self.has_dma() => guest_error!("fw_cfg: the DMA interface is switched off"),
             (0, 4) => self.dma_high = (value as u32).swap_bytes(),
             (4, 4) => {
                 let address = u64::from(self.dma_high) << 32 | u64::from((value as u32).swap_bytes());
