@@ -125,6 +125,13 @@ impl Shared {
         }
     }
 
+    /// From now on no host functions are made; the portable code runs instead.
+    pub(crate) fn forbid_thunks(&self) {
+        let mut c = self.cache.lock();
+        c.clear();
+        c.arena = None;
+    }
+
     /// Bytes of translations held, their number, and bytes of host functions.
     pub(crate) fn sizes(&self) -> (usize, usize, usize) {
         let c = self.cache.lock();

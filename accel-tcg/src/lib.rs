@@ -13,6 +13,7 @@ pub mod interp;
 pub mod ir;
 pub mod mmu;
 pub mod mode;
+pub mod mutants;
 pub mod opt;
 pub mod oracle;
 pub mod testbed;

@@ -13,7 +13,6 @@ use crate::frontend::effects::Features;
 use crate::helpers::system::code_breakpoint;
 use crate::interp::lower::lower;
 use crate::interp::t0::{Code, Exit, Jump, State};
-use crate::interp::thunk::Arena;
 use crate::interp::{ends_without_trap, enter};
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
@@ -51,8 +50,6 @@ impl Accelerator for Interp {
     }
 
     fn probe(&self) -> Result<Capabilities, Unavailable> {
-        // Vector and x87 instructions run on the host; without them no 64-bit guest starts.
-        Arena::new().map_err(|e| Unavailable(format!("cannot map memory for generated code: {e}")))?;
         Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn: true })
     }
 
@@ -537,6 +534,8 @@ impl InterpVcpu {
         }
         let mut block = built.block;
         opt::flags::run(&mut block);
+        #[cfg(feature = "mutants")]
+        crate::mutants::alter(&mut block);
         if cfg!(debug_assertions)
             && let Err(e) = crate::ir::verify::block(&block)
         {

@@ -3,7 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 
 use anura_accel_tcg::oracle::generate::Width;
-use anura_accel_tcg::oracle::{Oracle, Report};
+use anura_accel_tcg::oracle::{Oracle, Report, Sides};
 
 #[test]
 fn the_interpreter_agrees_with_the_host_on_every_encoding() {
@@ -11,11 +11,11 @@ fn the_interpreter_agrees_with_the_host_on_every_encoding() {
         println!("skipped: the oracle needs a host with AVX");
         return;
     }
-    let mut oracle = Oracle::new(0x0dd_5eed).expect("the runner's fixed addresses are free");
+    let mut oracle = Oracle::new(0x0dd_5eed, Sides::Both).expect("the runner's fixed addresses are free");
     let mut report = Report::default();
     for width in [Width::Bits64, Width::Bits32] {
         oracle.set_width(width).expect("the runner's pages can be protected");
-        oracle.run(40_000, None, &mut report).expect("the runner's pages can be protected");
+        oracle.run(100_000, None, &mut report, |_| false).expect("the runner's pages can be protected");
     }
     assert!(report.cases > 50_000 && report.encodings.len() > 1_000, "the generator drew too little");
     assert_eq!(report.differences, 0, "{}", report.examples.join("\n"));

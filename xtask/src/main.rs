@@ -14,8 +14,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci                     what .ci/run does: formatting, lints, documentation, tests
   bench interp           guest instructions per second, boot time against QEMU's, memory
   bench ports            port and MMIO dispatches per second into a device
-  fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter
+  fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter, with and without host functions
+  fuzz cpu --mutate      breaks the interpreter in one place at a time; the comparison has to find it
   fuzz devices [ARGS]    random traffic on all devices
+  soak cpu               fuzz cpu for hours, with new seeds
   soak                   the fuzzers for a long time, with new seeds";
 
 fn main() -> ExitCode {
@@ -26,8 +28,10 @@ fn main() -> ExitCode {
         ["ci"] => ci(),
         ["bench", "interp", rest @ ..] => bench_interp(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
+        ["fuzz", "cpu", rest @ ..] if rest.contains(&"--mutate") => mutants(rest),
         ["fuzz", "cpu", rest @ ..] => binary("fuzz_cpu", rest),
         ["fuzz", "devices", rest @ ..] => binary("fuzz_devices", rest),
+        ["soak", "cpu"] => soak_cpu(),
         ["soak"] => soak(),
         _ => Err(USAGE.to_owned()),
     };
@@ -110,8 +114,7 @@ fn ci() -> Result<(), String> {
         .args(["doc", "--workspace", "--no-deps", "--quiet"])
         .env("RUSTDOCFLAGS", "-D warnings"))?;
     test(&[])?;
-    // Too few cases for the minimum of each encoding, which the full run asks for.
-    binary("fuzz_cpu", &["--cases", "200000", "--min", "0"])?;
+    binary("fuzz_cpu", &["--seconds", "60"])?;
     binary("fuzz_devices", &["--seconds", "10"])
 }
 
@@ -137,6 +140,24 @@ fn bench_interp(args: &[&str]) -> Result<(), String> {
     let mut all = vec!["--kernel", &kernel, "--initrd", &initrd];
     all.extend(args);
     binary("bench_interp", &all)
+}
+
+/// The oracle with deliberate mistakes: built apart, so that the ordinary build has none of them.
+fn mutants(args: &[&str]) -> Result<(), String> {
+    let mut all = vec!["run", "--release", "--quiet", "--package", "anura-tests", "--features", "mutants"];
+    all.extend(["--bin", "fuzz_cpu", "--"]);
+    all.extend(args);
+    cargo(&all)
+}
+
+/// Hours of comparison with the host's processor, each round with a seed of its own.
+fn soak_cpu() -> Result<(), String> {
+    for round in 1..=64u32 {
+        let seed = 0x9e37_79b9u32.wrapping_mul(round).to_string();
+        eprintln!("xtask: soak cpu round {round} of 64, seed {seed}");
+        binary("fuzz_cpu", &["--seconds", "600", "--seed", &seed])?;
+    }
+    Ok(())
 }
 
 /// Hours of fuzzing, each round with a seed of its own.

@@ -4,6 +4,8 @@
 //! of the leading twelve fraction bits (and for roots the exponent's parity) the distance from the truncated true
 //! value at the middle of the interval, two bits each. Models of other vendors show the same bits.
 
+use crate::mutants;
+
 /// Distances plus one, by the fraction's top twelve bits.
 const RCP: [u64; 128] = [
     0xaaa55550aaa55550,
@@ -410,7 +412,7 @@ pub fn rcp(x: u32) -> u32 {
         0 => sign | 0x7f80_0000,
         253.. => sign,
         _ => {
-            let m = (1 << 26) / (8193 + 2 * n) + distance(&RCP, n) - 1;
+            let m = (1 << 26) / (8193 + 2 * n) + distance(&RCP, n) - mutants::pick(mutants::FP_RCP, 1, 0);
             sign | (253 - e) << 23 | m << 11 & 0x007f_ffff
         }
     }
@@ -428,7 +430,7 @@ pub fn rsqrt(x: u32) -> u32 {
         _ => {
             let odd = e & 1;
             let m = ((1u64 << (38 + odd)) / u64::from(8193 + 2 * n)).isqrt() as u32;
-            let m = m + distance(&RSQRT, odd << 12 | n);
+            let m = m + distance(&RSQRT, odd << 12 | n) + mutants::pick(mutants::FP_RSQRT, 0, 1);
             (190 - (e + odd) / 2) << 23 | m << 11 & 0x007f_ffff
         }
     }

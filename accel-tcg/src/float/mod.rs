@@ -24,6 +24,7 @@ pub mod flag {
     /// Inexact result.
     pub const PE: u32 = 32;
 }
+use crate::mutants;
 use flag::*;
 
 /// A format.
@@ -263,7 +264,7 @@ fn jam_right(v: u128, n: u32) -> u128 {
     if n == 0 {
         v
     } else if n < 128 {
-        v >> n | u128::from(v << (128 - n) != 0)
+        v >> n | u128::from(v << (128 - n) != 0 && !mutants::on(mutants::ROUND_STICKY))
     } else {
         u128::from(v != 0)
     }
@@ -287,8 +288,8 @@ impl Fp {
     pub fn of_mxcsr(mxcsr: u32) -> Fp {
         Fp {
             rounding: Rounding::of(mxcsr >> 13),
-            ftz: mxcsr & 0x8000 != 0,
-            daz: mxcsr & 0x40 != 0,
+            ftz: mxcsr & 0x8000 != 0 && !mutants::on(mutants::ROUND_NO_FTZ),
+            daz: mxcsr & 0x40 != 0 && !mutants::on(mutants::ROUND_NO_DAZ),
             masks: mxcsr >> 7 & 0x3f,
             flags: 0,
             up: false,
@@ -313,10 +314,11 @@ impl Fp {
     fn increment(&self, sign: bool, odd: bool, rest: u128) -> bool {
         let half = 1u128 << 127;
         match self.rounding {
-            Rounding::Nearest => rest > half || rest == half && odd,
-            Rounding::Down => sign && rest != 0,
-            Rounding::Up => !sign && rest != 0,
-            Rounding::Zero => false,
+            Rounding::Nearest if mutants::on(mutants::ROUND_NEAREST) => false,
+            Rounding::Nearest => rest > half || rest == half && mutants::pick(mutants::ROUND_TIES, odd, true),
+            Rounding::Down => sign && rest != 0 && !mutants::on(mutants::ROUND_DOWN),
+            Rounding::Up => !sign && rest != 0 && !mutants::on(mutants::ROUND_UP),
+            Rounding::Zero => mutants::on(mutants::ROUND_ZERO) && rest > half,
         }
     }
 
@@ -337,9 +339,14 @@ impl Fp {
         let (r, carry, inexact, up) = self.cut(sign, sig, prec);
         let e = exp + i32::from(carry);
         self.up = up;
-        if e < f.emin {
-            if self.masks & UE == 0 {
+        if mutants::pick(mutants::ROUND_TINY_BEFORE, e, exp) < f.emin {
+            if self.masks & UE == 0 && (inexact || !mutants::on(mutants::ROUND_UNMASKED_TINY)) {
                 self.flags |= UE | if inexact { PE } else { 0 };
+                if self.wrap != 0 && e + self.wrap < f.emin {
+                    // Too small even so (FSCALE).
+                    self.flags |= PE;
+                    return Num::zero(sign);
+                }
                 return Num::finite(sign, e + self.wrap, r);
             }
             if self.ftz {
@@ -348,6 +355,7 @@ impl Fp {
             }
             // Again, at the place where denormals end.
             let shift = (f.emin - exp) as u32;
+            let sig = if mutants::on(mutants::ROUND_TWICE) { u128::from(r) << 64 } else { sig };
             let moved = jam_right(sig, shift);
             let kept = (moved >> (128 - prec)) as u64;
             let rest = moved << prec;
@@ -368,15 +376,21 @@ impl Fp {
             self.flags |= OE;
             if self.masks & OE == 0 {
                 self.flags |= if inexact { PE } else { 0 };
+                if self.wrap != 0 && e - self.wrap > f.emax {
+                    self.flags |= PE;
+                    self.up = true;
+                    return Num::inf(sign);
+                }
                 return Num::finite(sign, e - self.wrap, r);
             }
             self.flags |= PE;
-            let to_inf = match self.rounding {
-                Rounding::Nearest => true,
-                Rounding::Down => sign,
-                Rounding::Up => !sign,
-                Rounding::Zero => false,
-            };
+            let to_inf = mutants::on(mutants::ROUND_OVERFLOW_INF)
+                || match self.rounding {
+                    Rounding::Nearest => true,
+                    Rounding::Down => sign,
+                    Rounding::Up => !sign,
+                    Rounding::Zero => false,
+                };
             self.up = to_inf;
             if to_inf {
                 return Num::inf(sign);
@@ -418,7 +432,7 @@ impl Fp {
 
     fn invalid(&mut self) -> Num {
         self.flags |= IE;
-        Num::INDEFINITE
+        Num { sign: !mutants::on(mutants::FP_INDEFINITE), ..Num::INDEFINITE }
     }
 
     /// Sum of two numbers that are no NaNs. Denormal operands are noted.
@@ -426,11 +440,14 @@ impl Fp {
         self.up = false;
         let (a, b) = (self.operand(a), self.operand(b));
         match (a.class, b.class) {
-            (Class::Inf, Class::Inf) if a.sign != b.sign => return self.invalid(),
+            (Class::Inf, Class::Inf) if a.sign != b.sign && !mutants::on(mutants::FP_INF_SUB) => {
+                return self.invalid();
+            }
             (Class::Inf, _) => return a,
             (_, Class::Inf) => return b,
             (Class::Zero, Class::Zero) => {
-                let sign = if a.sign == b.sign { a.sign } else { self.rounding == Rounding::Down };
+                let down = self.rounding == Rounding::Down && !mutants::on(mutants::FP_SUM_SIGN);
+                let sign = if a.sign == b.sign { a.sign } else { down };
                 return Num::zero(sign);
             }
             (Class::Zero, _) => return self.round(f, prec, b.sign, b.exp, u128::from(b.sig) << 64),
@@ -466,7 +483,9 @@ impl Fp {
         if a.is_zero() || b.is_zero() {
             return Num::zero(sign);
         }
-        self.settle(f, prec, sign, a.exp + b.exp, u128::from(a.sig) * u128::from(b.sig))
+        let product = u128::from(a.sig) * u128::from(b.sig);
+        let product = mutants::pick(mutants::FP_MUL_EXP, product, product & !(1 << 64));
+        self.settle(f, prec, sign, a.exp + b.exp, product)
     }
 
     /// Quotient of two numbers that are no NaNs.
@@ -474,7 +493,7 @@ impl Fp {
         self.up = false;
         let (x, y) = (self.flush(a), self.flush(b));
         let sign = x.sign != y.sign;
-        if x.is_inf() && y.is_inf() || x.is_zero() && y.is_zero() {
+        if x.is_inf() && y.is_inf() || x.is_zero() && y.is_zero() && !mutants::on(mutants::FP_ZERO_BY_ZERO) {
             return self.invalid();
         }
         if y.is_zero() && x.class == Class::Finite {
@@ -499,7 +518,7 @@ impl Fp {
         if x.is_zero() {
             return x;
         }
-        if x.sign {
+        if x.sign && !mutants::on(mutants::FP_SQRT_NEGATIVE) {
             return self.invalid();
         }
         let a = self.operand(a);
@@ -511,7 +530,11 @@ impl Fp {
         let v = u128::from(a.sig) << if odd { 64 } else { 63 };
         let r = root(v);
         let rest = v - u128::from(r) * u128::from(r);
-        let low = if rest > u128::from(r) { 3u128 } else { u128::from(rest != 0) };
+        let low = if rest > u128::from(r) && !mutants::on(mutants::FP_SQRT_GUARD) {
+            3u128
+        } else {
+            u128::from(rest != 0)
+        };
         self.round(f, prec, false, a.exp >> 1, u128::from(r) << 64 | low << 62)
     }
 
@@ -542,6 +565,7 @@ impl Fp {
             return self.round(f, f.prec, c.sign, c.exp, u128::from(c.sig) << 64);
         }
         let product = u128::from(a.sig) * u128::from(b.sig);
+        let product = mutants::pick(mutants::FP_FMA_TWICE, product, product >> 70 << 70);
         let high = product >> 127 != 0;
         // The lowest bits are zero: nothing is lost.
         let p = (sign, a.exp + b.exp + i32::from(high), product >> u32::from(high));
@@ -591,7 +615,11 @@ impl Fp {
             Class::Zero => Some(0),
             Class::Finite if n.exp <= 63 => {
                 let m = n.sig >> (63 - n.exp);
-                if m < limit || n.sign && m == limit { Some(m) } else { None }
+                if m < limit || (n.sign || mutants::on(mutants::X87_FIST_LIMIT)) && m == limit {
+                    Some(m)
+                } else {
+                    None
+                }
             }
             _ => None,
         };
@@ -611,7 +639,7 @@ impl Fp {
         if a.is_nan() || b.is_nan() {
             return Order::Unordered;
         }
-        if a.is_zero() && b.is_zero() {
+        if a.is_zero() && b.is_zero() && !mutants::on(mutants::FP_COMPARE_ZERO) {
             return Order::Equal;
         }
         // Signed rank: class, then exponent and significand.
@@ -623,6 +651,9 @@ impl Fp {
             }
         };
         let (ka, kb) = (key(&a), key(&b));
+        if mutants::on(mutants::FP_COMPARE_ZERO) && a.is_zero() && b.is_zero() && a.sign != b.sign {
+            return if a.sign { Order::Less } else { Order::Greater };
+        }
         let less = match (a.sign && !a.is_zero(), b.sign && !b.is_zero()) {
             (true, false) => true,
             (false, true) => false,
@@ -645,7 +676,7 @@ fn quotient(a: u64, b: u64) -> (u128, i32) {
     let b = u128::from(b);
     let (q, r) = (x / b, x % b);
     let (more, rest) = ((r << 2) / b, (r << 2) % b);
-    (q << 64 | more << 62 | u128::from(rest != 0), exp)
+    (q << 64 | more << 62 | u128::from(rest != 0 && !mutants::on(mutants::FP_DIV_STICKY)), exp)
 }
 
 /// Integer square root of 2^126 <= v < 2^128.

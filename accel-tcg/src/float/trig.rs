@@ -4,6 +4,7 @@
 
 use super::math128::Big;
 use super::{Class, F80, Fp, Num};
+use crate::mutants;
 use std::sync::LazyLock;
 
 /// ln 2 with 128 bits.
@@ -60,7 +61,7 @@ fn area_tangent(z: Big) -> Big {
 fn log2(x: &Num) -> Big {
     let mut e = x.exp;
     let mut m = Num { exp: 0, sign: false, ..*x };
-    if m.sig > 0xb504_f333_f9de_6484 {
+    if m.sig > 0xb504_f333_f9de_6484 && !mutants::on(mutants::LOG_REDUCTION) {
         // Above the root of two: take it from below one.
         e += 1;
         m.exp = -1;
@@ -158,7 +159,7 @@ pub fn pi_quarters(fp: &mut Fp, n: i64, sign: bool) -> Num {
 
 /// The argument less a multiple of the processor's pi / 2, between -pi/4 and pi/4, and that multiple modulo 4.
 fn reduce(x: &Num) -> (Big, u32) {
-    let p = PI.sig >> (128 - PI_BITS);
+    let p = (PI.sig >> (128 - PI_BITS)) + u128::from(mutants::on(mutants::TRIG_PI));
     // x = sig * 2^(exp - 63); pi/2 = p * 2^(1 - PI_BITS).
     let unit = 1 - PI_BITS as i32;
     let mut scale = x.exp - 63;
@@ -223,7 +224,7 @@ fn both(x: &Num) -> (Big, Big) {
     let (s, c) = (sin_series(a), cos_series(a));
     match k {
         0 => (s, c),
-        1 => (c, s.neg()),
+        1 => (c, mutants::pick(mutants::TRIG_QUADRANT, s.neg(), s)),
         2 => (s.neg(), c.neg()),
         _ => (c.neg(), s),
     }
@@ -247,7 +248,11 @@ pub fn tan(fp: &mut Fp, x: &Num) -> Num {
     let (s, c) = both(x);
     let mut t = s.div(c);
     t.sign ^= x.sign;
-    round(fp, t)
+    // Processors report no underflow here.
+    let flags = fp.flags;
+    let r = round(fp, t);
+    fp.flags = fp.flags & !super::flag::UE | flags;
+    r
 }
 
 /// Whether the trigonometric functions take the argument.

@@ -1,6 +1,7 @@
 //! DIV and IDIV.
 
 use crate::env::Env;
+use crate::mutants;
 
 /// Divides rDX:rAX (AX for 8 bits) by `by`; false is #DE, with nothing changed.
 pub fn divide(env: &mut Env, by: u64, bits: u32, signed: bool) -> bool {
@@ -9,7 +10,7 @@ pub fn divide(env: &mut Env, by: u64, bits: u32, signed: bool) -> bool {
     let value =
         if bits == 8 { u128::from(a & 0xffff) } else { u128::from(d & mask) << bits | u128::from(a & mask) };
     if by == 0 {
-        return false;
+        return mutants::on(mutants::I_DIV_ZERO);
     }
     let (q, r) = if signed {
         let shift = 128 - 2 * bits;
@@ -18,7 +19,7 @@ pub fn divide(env: &mut Env, by: u64, bits: u32, signed: bool) -> bool {
         // Only the smallest 128-bit number by -1 overflows, and its quotient would not fit either.
         let (Some(q), Some(r)) = (n.checked_div(by), n.checked_rem(by)) else { return false };
         let limit = 1i128 << (bits - 1);
-        if q < -limit || q >= limit {
+        if (q < -limit || q >= limit) && !mutants::on(mutants::I_DIV_OVERFLOW) {
             return false;
         }
         (q as u64 & mask, r as u64 & mask)

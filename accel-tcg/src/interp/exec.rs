@@ -10,6 +10,7 @@ use crate::env::{Cpu, Env, Fault};
 use crate::helpers::Flow;
 use crate::ir::op::flag;
 use crate::mode::key;
+use crate::mutants;
 use std::ptr;
 
 pub(super) type Next = *const T0;
@@ -295,7 +296,10 @@ fn carry_overflow_only(env: &mut Env, cf: bool, of: bool) {
 
 #[inline(always)]
 fn shift_value<T: Int, const K: u8>(env: &mut Env, a: T, count: u64, f: bool) -> T {
-    let n = (count & if T::BITS == 64 { 63 } else { 31 }) as u32;
+    let n = (count & if T::BITS == 64 { 63 } else { mutants::pick(mutants::I_SHIFT_MASK, 31, 63) }) as u32;
+    if n == 0 && mutants::on(mutants::I_SHIFT_ZERO) && f {
+        shift_flags(env, a, false, false);
+    }
     if n == 0 {
         return a;
     }
@@ -306,7 +310,9 @@ fn shift_value<T: Int, const K: u8>(env: &mut Env, a: T, count: u64, f: bool) ->
             let r = if n >= 64 { 0 } else { a.u() << n };
             let r = if n >= bits { T::of(0) } else { T::of(r) };
             if f {
-                let cf = n <= bits && a.u() >> (bits - n.min(bits)) & 1 != 0;
+                let cf = n <= bits
+                    && a.u() >> (bits - n.min(bits) + mutants::pick(mutants::I_SHIFT_CF, 0, 1)).min(63) & 1
+                        != 0;
                 shift_flags(env, r, cf, sign(r) != cf);
             }
             r
@@ -321,7 +327,7 @@ fn shift_value<T: Int, const K: u8>(env: &mut Env, a: T, count: u64, f: bool) ->
             r
         }
         SAR => {
-            let wide = a.s();
+            let wide = mutants::pick(mutants::I_SAR_SIGN, a.s(), a.u() as i64);
             let r = T::of((wide >> n.min(63)) as u64);
             if f {
                 let cf = wide >> (n - 1).min(63) & 1 != 0;
@@ -334,7 +340,7 @@ fn shift_value<T: Int, const K: u8>(env: &mut Env, a: T, count: u64, f: bool) ->
             let r = if k == 0 { a } else { T::of(a.u() << k | a.u() >> (bits - k)) };
             if f {
                 let cf = r.u() & 1 != 0;
-                carry_overflow_only(env, cf, sign(r) != cf);
+                carry_overflow_only(env, cf, mutants::pick(mutants::I_ROL_OF, sign(r) != cf, cf));
             }
             r
         }
@@ -349,7 +355,7 @@ fn shift_value<T: Int, const K: u8>(env: &mut Env, a: T, count: u64, f: bool) ->
         _ => {
             // Through carry: a rotation of bits + 1.
             let left = K == RCL;
-            let k = n % (bits + 1);
+            let k = n % mutants::pick(mutants::I_RCL_MOD, bits + 1, bits);
             if k == 0 && bits < 32 {
                 if f {
                     let c = flags::carry(env);
@@ -416,7 +422,7 @@ pub(super) unsafe fn double<const RIGHT: bool, T: Int, S: Src, const F: bool>(
             } else {
                 let v = x << bits | y;
                 r = T::of((v >> (bits - n)) as u64);
-                cf = v >> (2 * bits - n) & 1 != 0;
+                cf = v >> (2 * bits - n - mutants::pick(mutants::I_SHLD_CF, 0, 1)) & 1 != 0;
             }
             if F {
                 let sign = |v: u64| v >> (bits - 1) & 1 != 0;
@@ -453,6 +459,7 @@ pub(super) unsafe fn mul<const SIGNED: bool, T: Int, S: Src, const F: bool>(cpu:
 }
 
 fn mul_flags<T: Int>(env: &mut Env, r: T, wide: bool) {
+    let wide = wide && !mutants::on(mutants::I_MUL_OF);
     shift_flags(env, r, wide, wide);
 }
 
@@ -639,7 +646,12 @@ pub(super) unsafe fn crc32<F: Int>(cpu: &mut Cpu, op: Next) -> Next {
         for n in 0..F::BITS / 8 {
             crc ^= (v >> (n * 8)) as u32 & 0xff;
             for _ in 0..8 {
-                crc = crc >> 1 ^ if crc & 1 != 0 { 0x82f6_3b78 } else { 0 };
+                crc = crc >> 1
+                    ^ if crc & 1 != 0 {
+                        mutants::pick(mutants::I_CRC32, 0x82f6_3b78, 0xedb8_8320)
+                    } else {
+                        0
+                    };
             }
         }
         put(cpu, o.d, crc.into());

@@ -82,12 +82,13 @@ pub fn image(op: u32, r: u64, b: u64) -> u32 {
     let (cf, of) = carry_overflow(op, r, b);
     let sign = (SIZE_MASK[(op & 3) as usize] >> 1) + 1;
     let bit = |on: bool, f: u32| if on { f } else { 0 };
-    bit(cf, flag::CF)
+    let image = bit(cf, flag::CF)
         | bit((r as u8).count_ones() & 1 == 0, flag::PF)
         | bit(aux(op, r, b), flag::AF)
         | bit(r == 0, flag::ZF)
         | bit(r & sign != 0, flag::SF)
-        | bit(of, flag::OF)
+        | bit(of, flag::OF);
+    crate::mutants::flags(op, image)
 }
 
 /// The six status flags.
@@ -106,7 +107,8 @@ pub fn carry(env: &Env) -> bool {
     if env.cc_op == IMAGE {
         return env.cc_a & 1 != 0;
     }
-    carry_overflow(env.cc_op, env.cc_a, env.cc_b).0
+    let c = carry_overflow(env.cc_op, env.cc_a, env.cc_b).0;
+    crate::mutants::flags(env.cc_op, u32::from(c)) & flag::CF != 0
 }
 
 /// Whether a condition holds in a flag image.

@@ -1,5 +1,7 @@
 //! The integer types that operations are made for.
 
+use crate::mutants;
+
 /// An unsigned integer of one of the four operand widths.
 pub(super) trait Int: Copy + Eq + crate::mmu::Scalar {
     /// Width in bits.
@@ -42,7 +44,7 @@ macro_rules! int {
 
 int! {
     u8, i8, 0, |v, old| old & !0xff | v;
-    u16, i16, 1, |v, old| old & !0xffff | v;
+    u16, i16, 1, |v, old| mutants::pick(mutants::I_MERGE16, old & !0xffff | v, v);
     u32, i32, 2, |v, _| v;
     u64, i64, 3, |v, _| v;
 }

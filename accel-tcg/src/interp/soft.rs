@@ -6,6 +6,7 @@ use super::thunk::Opaque;
 use crate::env::{Cpu, Fault};
 use crate::mmu::View;
 use crate::mode::key;
+use crate::mutants;
 use crate::vector::{Insn, Regs, Stop};
 use anura_x86::regs::{cr0, vector};
 
@@ -23,14 +24,14 @@ pub(super) fn run(
     if t.waits {
         // An exception of before that waits: #MF, or with CR0.NE clear the FERR pin and on we go.
         let (fcw, fsw) = (cpu.env.fpu.fcw(), cpu.env.fpu.fsw());
-        if fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0 {
+        if (fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0) && !mutants::on(mutants::M_WAIT) {
             if cpu.env.cr0 & cr0::NE != 0 {
                 return Err(Fault::new(vector::MF));
             }
             cpu.platform().ferr(true);
         }
     }
-    if aligned && va & (len as u64).wrapping_sub(1) != 0 {
+    if aligned && !mutants::on(mutants::M_ALIGN) && va & (len as u64).wrapping_sub(1) != 0 {
         return Err(Fault::GP0);
     }
     let mut mem = [0; 128];
@@ -59,7 +60,7 @@ pub(super) fn run(
         real,
     };
     let done = i.run(&mut regs);
-    let (flags_after, store) = (regs.flags, !regs.no_store);
+    let (flags_after, store) = (regs.flags, !regs.no_store || mutants::on(mutants::M_NO_STORE));
     if let Err(stop) = done {
         return Err(match stop {
             Stop::Simd if key_bits & key::OSXMMEXCPT != 0 => Fault::new(vector::XM),

@@ -97,6 +97,8 @@ pub struct Encoding {
     pub code: Code,
     /// The interpreter has the host run it.
     pub thunk: bool,
+    /// It looks at vector or x87 registers.
+    pub floats: bool,
     templates: Vec<Template>,
 }
 
@@ -129,8 +131,34 @@ pub struct Generator {
     pub encodings: Vec<Encoding>,
     /// Vector and x87 images.
     pub images: Vec<FpImage>,
+    /// Random register values, to be used in runs.
+    pool: Vec<u64>,
     features: Features,
     width: Width,
+}
+
+/// Whether an encoding has to do with vector or x87 registers.
+fn uses_vectors(code: Code) -> bool {
+    use iced_x86::CpuidFeature as C;
+    code.cpuid_features().iter().any(|f| {
+        matches!(
+            f,
+            C::FPU
+                | C::FPU287
+                | C::FPU387
+                | C::MMX
+                | C::SSE
+                | C::SSE2
+                | C::SSE3
+                | C::SSSE3
+                | C::SSE4_1
+                | C::AVX
+                | C::AVX2
+                | C::FXSR
+                | C::XSAVE
+                | C::SSE4A
+        )
+    })
 }
 
 /// What code the cases are.
@@ -291,11 +319,15 @@ impl Generator {
             .into_values()
             .map(|(code, templates)| {
                 let thunk = templates.first().is_some_and(|t| runs_on_host(t, &features, width));
-                Encoding { code, thunk, templates }
+                Encoding { code, thunk, floats: thunk || uses_vectors(code), templates }
             })
             .collect();
-        let images = (0..512).map(|_| random_image(random)).collect();
-        Self { encodings, images, features, width }
+        let mut images: Vec<FpImage> = (0..1024).map(|_| random_image(random)).collect();
+        // The simplest state, to shrink to.
+        images[0] = FpImage::init();
+        images[0].set_u64_at(512, 7);
+        let pool = (0..1 << 14).map(|_| random.value()).collect();
+        Self { encodings, images, pool, features, width }
     }
 
     /// A case of the given encoding in the code slot at `offset`; `None` if this draw gave none.
@@ -364,13 +396,13 @@ impl Generator {
         &self,
         encoding: usize,
         mut bytes: Vec<u8>,
-        mut i: Instruction,
+        i: Instruction,
         offsets: ConstantOffsets,
         r: &mut Random,
     ) -> Option<Case> {
         let rip = i.ip();
         let len = i.len();
-        let mut gpr: [u64; 16] = std::array::from_fn(|_| r.value());
+        let mut gpr = self.registers(r);
         // The stack is always somewhere, since a fault on the way shows it.
         gpr[4] = self.target(r, 16);
         let fp = r.below(self.images.len() as u64) as usize;
@@ -386,7 +418,7 @@ impl Generator {
             bytes[at..at + size].copy_from_slice(&relative.to_le_bytes()[..size]);
         }
         operands(&i, &mut gpr, r);
-        if let Some(t) = self.memory(&mut i, &mut bytes, &offsets, &mut gpr, r)? {
+        if let Some(t) = self.memory(&i, Some((&mut bytes, &offsets)), &mut gpr, r)? {
             near_values(&i, t, &mut gpr, &mut patch, taken, r);
         } else if matches!(i.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) && i.op0_kind() == OpKind::Register {
             let n = number(i.op0_register())?;
@@ -399,13 +431,7 @@ impl Generator {
         if loops && self.width == Width::Bits32 && prefixes.iter().any(|p| matches!(p, 0xf2 | 0xf3)) {
             return None;
         }
-        // A flag image at the very end of the data could not be kept free of TF.
-        let popf = matches!(i.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq);
-        let end = DATA + 0x3000;
-        if popf && (end - 7..end).contains(&gpr[4]) {
-            return None;
-        }
-        if shift_is_undefined(&i, &gpr) {
+        if image_at_end(&i, &gpr) || shift_is_undefined(&i, &gpr) {
             return None;
         }
         stack_values(&i, &gpr, &mut patch, taken, r);
@@ -415,26 +441,71 @@ impl Generator {
         if again.code() != i.code() || again.len() != len {
             return None;
         }
-        // The status flags and DF are free; IF is set in user mode.
-        let df = if r.chance(20) { 0x400 } else { 0 };
-        let flags = r.bits() & 0x8d5 | df | 0x202;
+        let flags = random_flags(r);
         if self.width == Width::Bits32 {
             gpr = gpr.map(|v| v & 0xffff_ffff);
         }
         let bytes: [u8; 15] = bytes.try_into().ok()?;
-        let vector = i.is_vsib().then(|| {
-            let lane = |r: &mut Random, n: u32| {
-                let v = (r.below(32) as i64 - 16) as u64;
-                if n == 64 { v } else { v & 0xffff_ffff | ((r.below(32) as i64 - 16) as u64) << 32 }
-            };
-            let bits = if i.is_vsib64() { 64 } else { 32 };
-            (i.memory_index().number(), std::array::from_fn(|_| lane(r, bits)))
-        });
+        let vector = indices(&i, r);
         Some(Case { encoding, bytes, len, instruction: again, gpr, flags, fp, vector, patch })
     }
 }
 
+/// The status flags and DF are free; IF is set in user mode.
+fn random_flags(r: &mut Random) -> u64 {
+    let df = if r.chance(20) { 0x400 } else { 0 };
+    r.bits() & 0x8d5 | df | 0x202
+}
+
+/// Small indices for gathers.
+fn indices(i: &Instruction, r: &mut Random) -> Option<(usize, [u64; 4])> {
+    i.is_vsib().then(|| {
+        let lane = |r: &mut Random, n: u32| {
+            let v = (r.below(32) as i64 - 16) as u64;
+            if n == 64 { v } else { v & 0xffff_ffff | ((r.below(32) as i64 - 16) as u64) << 32 }
+        };
+        let bits = if i.is_vsib64() { 64 } else { 32 };
+        (i.memory_index().number(), std::array::from_fn(|_| lane(r, bits)))
+    })
+}
+
 impl Generator {
+    fn registers(&self, r: &mut Random) -> [u64; 16] {
+        let at = r.below(self.pool.len() as u64 - 16) as usize;
+        std::array::from_fn(|n| self.pool[at + n])
+    }
+
+    /// Another state for the same bytes; false if this draw gave none.
+    pub fn state(&self, case: &mut Case, r: &mut Random) -> bool {
+        let i = case.instruction;
+        let mut gpr = self.registers(r);
+        gpr[4] = self.target(r, 16);
+        let mut patch = None;
+        let taken = i.ip() - (i.ip() - CODE) % 64 + TAKEN as u64;
+        operands(&i, &mut gpr, r);
+        let Some(address) = self.memory(&i, None, &mut gpr, r) else { return false };
+        if let Some(t) = address {
+            near_values(&i, t, &mut gpr, &mut patch, taken, r);
+        } else if matches!(i.mnemonic(), Mnemonic::Jmp | Mnemonic::Call) && i.op0_kind() == OpKind::Register {
+            let wide = i.op0_register().is_gpr64() || i.op0_register().is_gpr32();
+            if let Some(n) = number(i.op0_register()).filter(|_| wide && r.chance(80)) {
+                gpr[n] = taken;
+            }
+        }
+        if image_at_end(&i, &gpr) || shift_is_undefined(&i, &gpr) {
+            return false;
+        }
+        stack_values(&i, &gpr, &mut patch, taken, r);
+        if self.width == Width::Bits32 {
+            gpr = gpr.map(|v| v & 0xffff_ffff);
+        }
+        case.flags = random_flags(r);
+        case.fp = r.below(self.images.len() as u64) as usize;
+        case.vector = indices(&i, r);
+        (case.gpr, case.patch) = (gpr, patch);
+        true
+    }
+
     /// An address for `size` bytes.
     fn target(&self, r: &mut Random, size: u64) -> u64 {
         let window = match r.below(100) {
@@ -455,9 +526,8 @@ impl Generator {
     #[allow(clippy::option_option)]
     fn memory(
         &self,
-        i: &mut Instruction,
-        bytes: &mut [u8],
-        offsets: &ConstantOffsets,
+        i: &Instruction,
+        code: Option<(&mut [u8], &ConstantOffsets)>,
         gpr: &mut [u64; 16],
         r: &mut Random,
     ) -> Option<Option<u64>> {
@@ -502,6 +572,7 @@ impl Generator {
         }
         let displacement = i.memory_displacement64();
         if base.is_ip() || base == Register::None && index == Register::None {
+            let Some((bytes, offsets)) = code else { return Some(Some(displacement)) };
             let at = offsets.displacement_offset();
             if at == 0 || offsets.displacement_size() < 4 {
                 return None;
@@ -554,6 +625,13 @@ impl Generator {
         }
         Some(Some(t))
     }
+}
+
+/// A flag image at the very end of the data could not be kept free of TF.
+fn image_at_end(i: &Instruction, gpr: &[u64; 16]) -> bool {
+    let popf = matches!(i.mnemonic(), Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq);
+    let end = DATA + 0x3000;
+    popf && (end - 7..end).contains(&gpr[4])
 }
 
 /// SHLD and SHRD of 16 bits by more than 16 have no defined result.

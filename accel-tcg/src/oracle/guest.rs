@@ -35,7 +35,7 @@ pub struct Guest {
 
 impl Guest {
     /// A machine with tables for user code, and handlers that halt.
-    pub fn new(width: Width) -> Self {
+    pub fn new(width: Width, thunks: bool) -> Self {
         let bed = TestBed::new(4 << 20, "max");
         let mut next = ROOT + 0x1000;
         for page in 0..16 {
@@ -59,6 +59,9 @@ impl Guest {
         bed.put(GDT + 8, Descriptor::segment(0, 0xfffff, 0xa09b).0);
         bed.put(TSS + 4, HIGH + STACK);
         let shared = bed.shared();
+        if !thunks {
+            shared.code.forbid_thunks();
+        }
         let mut vcpu = InterpVcpu::new(shared, 0, CpuSignal::new());
         let cpu = vcpu.cpu();
         enter_long_mode(cpu, ROOT, 3);
@@ -97,6 +100,11 @@ impl Guest {
         self.bed.ram.read(DATA_AT + offset as u64, buf);
     }
 
+    /// Vector and x87 registers as they are.
+    pub fn fp(&mut self) -> &FpImage {
+        &self.vcpu.cpu().env.fpu
+    }
+
     /// Writes data.
     pub fn set_data(&mut self, offset: usize, bytes: &[u8]) {
         self.bed.ram.write(DATA_AT + offset as u64, bytes);
@@ -108,14 +116,16 @@ impl Guest {
         offset: usize,
         gpr: &[u64; 16],
         flags: u64,
-        fp: &FpImage,
+        fp: Option<&FpImage>,
     ) -> Result<Outcome, String> {
         let rip = CODE + offset as u64;
         let cpu = self.vcpu.cpu();
         let e = &mut cpu.env;
         e.gpr = *gpr;
         e.rip = rip;
-        e.fpu.clone_from(fp);
+        if let Some(fp) = fp {
+            e.fpu.clone_from(fp);
+        }
         e.seg = self.start.seg;
         e.halted = false;
         e.shutdown = false;
@@ -132,13 +142,7 @@ impl Guest {
             }
         }
         let cpu = self.vcpu.cpu();
-        let mut out = Outcome {
-            gpr: cpu.env.gpr,
-            rip: cpu.env.rip,
-            flags: cpu.env.rflags(),
-            fp: cpu.env.fpu.clone(),
-            trap: None,
-        };
+        let mut out = Outcome { gpr: cpu.env.gpr, rip: cpu.env.rip, flags: cpu.env.rflags(), trap: None };
         if cpu.env.cpl() == 0 {
             read_frame(cpu, &self.bed, &mut out)?;
         }

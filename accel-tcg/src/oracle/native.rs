@@ -197,7 +197,6 @@ impl Native {
         native.protect(true)?;
         put(EXIT_NEXT, anura_oracle_next as *const () as u64);
         put(EXIT_TAKEN, anura_oracle_taken as *const () as u64);
-        put(FP_MASK, 7);
         Ok(native)
     }
 
@@ -279,6 +278,13 @@ impl Native {
         unsafe { std::slice::from_raw_parts((DATA as usize + offset) as *const u8, len) }
     }
 
+    /// Vector and x87 registers after the last case that had any.
+    pub fn fp(&self) -> &FpImage {
+        // SAFETY: the state page is mapped as long as the runner lives, and changes only in `run`, which takes
+        // `&mut self`; an image is plain bytes.
+        unsafe { &*(FP_OUT as *const FpImage) }
+    }
+
     /// Writes data pages.
     pub fn set_data(&mut self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         assert!(offset + bytes.len() <= 0x3000, "inside the pages that are there");
@@ -295,7 +301,9 @@ impl Native {
     }
 
     /// Runs a case whose instruction was placed at its offset in the code.
-    pub fn run(&mut self, case: &Case, fp: &FpImage, width: Width) -> Outcome {
+    ///
+    /// With `fp` the vector and x87 registers are loaded before and found in [`Native::fp`] afterwards.
+    pub fn run(&mut self, case: &Case, fp: Option<&FpImage>, width: Width) -> Outcome {
         let (gpr, flags, len) = (&case.gpr, case.flags, case.len);
         let start = case.instruction.ip();
         match width {
@@ -311,14 +319,16 @@ impl Native {
         // data pages only, and a signal brings us back from anything that faults.
         unsafe {
             ptr::copy_nonoverlapping(gpr.as_ptr(), GPR_IN as *mut u64, 16);
-            ptr::copy_nonoverlapping(fp.bytes.as_ptr(), FP_IN as *mut u8, fp.bytes.len());
+            if let Some(fp) = fp {
+                ptr::copy_nonoverlapping(fp.bytes.as_ptr(), FP_IN as *mut u8, fp.bytes.len());
+            }
+            (FP_MASK as *mut u64).write_volatile(if fp.is_some() { 7 } else { 0 });
             anura_oracle_enter();
         }
-        let mut out = Outcome { gpr: [0; 16], rip: 0, flags: get(FLAGS_OUT), fp: fp.clone(), trap: None };
-        // SAFETY: the exit code has written both areas.
+        let mut out = Outcome { gpr: [0; 16], rip: 0, flags: get(FLAGS_OUT), trap: None };
+        // SAFETY: the exit code has written them.
         unsafe {
             ptr::copy_nonoverlapping(GPR_OUT as *const u64, out.gpr.as_mut_ptr(), 16);
-            ptr::copy_nonoverlapping(FP_OUT as *const u8, out.fp.bytes.as_mut_ptr(), fp.bytes.len());
         }
         if get(TRAP) == u64::MAX {
             let taken = get(MARKER) == 1;
@@ -428,7 +438,7 @@ mod tests {
             let (len, flags, bytes) = (bytes.len(), 0x202, [0; 15]);
             let case =
                 Case { encoding: 0, bytes, len, instruction, gpr, flags, fp: 0, vector: None, patch: None };
-            n.run(&case, &fp, width)
+            n.run(&case, Some(&fp), width)
         };
         // aam, inc eax and a fault in 32-bit code
         let mut small = [0; 16];

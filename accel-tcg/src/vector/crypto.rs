@@ -1,6 +1,7 @@
 //! AES, SHA, carry-less multiplication and arithmetic in GF(2^8) (FIPS 197, FIPS 180-4; SDM vol. 2).
 
 use super::{Insn, Opnd, Regs, Stop, V, lane, set_lane};
+use crate::mutants;
 
 /// Product in GF(2^8) with AES's polynomial.
 const fn gf_mul(mut a: u8, mut b: u8) -> u8 {
@@ -77,7 +78,7 @@ fn substitute(a: &V, inverse: bool) -> V {
     let mut out = [0; 32];
     for (n, o) in out.iter_mut().enumerate() {
         let (block, col, row) = (n & 16, n >> 2 & 3, n & 3);
-        let from = if inverse { col + 4 - row } else { col + row } & 3;
+        let from = if inverse != mutants::on(mutants::C_AES_SHIFT) { col + 4 - row } else { col + row } & 3;
         let x = usize::from(a[block + from * 4 + row]);
         *o = if inverse { UNSBOX[x] } else { SBOX[x] };
     }
@@ -101,7 +102,7 @@ pub fn enc_last(a: &V, b: &V) -> V {
 }
 /// AESDEC.
 pub fn dec(a: &V, b: &V) -> V {
-    key(mix(&substitute(a, true), UNMIX), b)
+    key(mix(&substitute(a, true), mutants::pick(mutants::C_AES_MIX, UNMIX, MIX)), b)
 }
 /// AESDECLAST.
 pub fn dec_last(a: &V, b: &V) -> V {
@@ -118,7 +119,12 @@ pub fn keygen(a: &V, imm: u8) -> V {
         let x = lane(a, 4, half * 2 + 1) as u32;
         let s = u32::from_le_bytes(x.to_le_bytes().map(|b| SBOX[usize::from(b)]));
         set_lane(&mut out, 4, half * 2, s.into());
-        set_lane(&mut out, 4, half * 2 + 1, (s.rotate_right(8) ^ u32::from(imm)).into());
+        set_lane(
+            &mut out,
+            4,
+            half * 2 + 1,
+            (s.rotate_right(8) ^ u32::from(mutants::pick(mutants::C_AES_KEY, imm, 0))).into(),
+        );
     }
     out
 }
@@ -128,7 +134,7 @@ pub fn clmul(a: &V, b: &V, imm: u8) -> V {
     let mut out = [0; 32];
     for half in 0..2 {
         let x = u128::from(lane(a, 8, half * 2 + usize::from(imm & 1)));
-        let y = lane(b, 8, half * 2 + usize::from(imm >> 4 & 1));
+        let y = lane(b, 8, half * 2 + usize::from(imm >> mutants::pick(mutants::C_CLMUL, 4, 0) & 1));
         let r = (0..64).filter(|n| y >> n & 1 != 0).fold(0u128, |r, n| r ^ x << n);
         out[half * 16..half * 16 + 16].copy_from_slice(&r.to_le_bytes());
     }
@@ -144,7 +150,9 @@ fn affine(a: &V, b: &V, imm: u8, table: impl Fn(u8) -> u8) -> V {
     std::array::from_fn(|n| {
         let matrix = &b[n & !7..(n & !7) + 8];
         let x = table(a[n]);
-        (0..8).fold(imm, |r, bit| r ^ ((matrix[7 - bit] & x).count_ones() as u8 & 1) << bit)
+        (0..8).fold(imm, |r, bit| {
+            r ^ ((matrix[mutants::pick(mutants::C_GFNI, 7 - bit, bit)] & x).count_ones() as u8 & 1) << bit
+        })
     })
 }
 /// GF2P8AFFINEQB.
@@ -172,11 +180,12 @@ fn from_words(w: [u32; 4]) -> V {
 pub fn sha1_rounds(x: &V, y: &V, imm: u8) -> V {
     let [mut a, mut b, mut c, mut d] = words(x);
     let mut e = 0;
-    let k = [0x5a82_7999u32, 0x6ed9_eba1, 0x8f1b_bcdc, 0xca62_c1d6][usize::from(imm & 3)];
+    let k = [0x5a82_7999u32, 0x6ed9_eba1, 0x8f1b_bcdc, 0xca62_c1d6]
+        [usize::from(imm & mutants::pick(mutants::C_SHA1_K, 3, 0))];
     for w in words(y) {
         let f = match imm & 3 {
             0 => b & c ^ !b & d,
-            2 => b & c ^ b & d ^ c & d,
+            2 if !mutants::on(mutants::C_SHA1_F) => b & c ^ b & d ^ c & d,
             _ => b ^ c ^ d,
         };
         let t = f.wrapping_add(a.rotate_left(5)).wrapping_add(w).wrapping_add(e).wrapping_add(k);
@@ -210,7 +219,10 @@ pub fn sha256_rounds(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     for wk in [wk0, wk1] {
         let s1 = e.rotate_right(6) ^ e.rotate_right(11) ^ e.rotate_right(25);
         let s0 = a.rotate_right(2) ^ a.rotate_right(13) ^ a.rotate_right(22);
-        let t1 = h.wrapping_add(s1).wrapping_add(e & f ^ !e & g).wrapping_add(wk);
+        let t1 = h
+            .wrapping_add(s1)
+            .wrapping_add(mutants::pick(mutants::C_SHA256_CH, e & f ^ !e & g, f & e ^ !f & g))
+            .wrapping_add(wk);
         let t2 = s0.wrapping_add(a & b ^ a & c ^ b & c);
         (h, g, f, e, d, c, b, a) = (g, f, e, d.wrapping_add(t1), c, b, a, t1.wrapping_add(t2));
     }
@@ -218,7 +230,7 @@ pub fn sha256_rounds(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     Ok(())
 }
 fn sigma0(x: u32) -> u32 {
-    x.rotate_right(7) ^ x.rotate_right(18) ^ x >> 3
+    x.rotate_right(mutants::pick(mutants::C_SHA256_SIGMA, 7, 6)) ^ x.rotate_right(18) ^ x >> 3
 }
 fn sigma1(x: u32) -> u32 {
     x.rotate_right(17) ^ x.rotate_right(19) ^ x >> 10

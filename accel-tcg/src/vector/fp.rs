@@ -3,6 +3,7 @@
 
 use super::{Insn, Opnd, Regs, Stop, lane, low64, set_lane};
 use crate::float::{self, F16, F32, F64, Format, Fp, Num, Order, Rounding, flag, pack, unpack};
+use crate::mutants;
 
 fn format<const N: usize>() -> &'static Format {
     if N == 4 { &F32 } else { &F64 }
@@ -14,20 +15,33 @@ fn begin(r: &Regs<'_>) -> Fp {
 
 /// Puts the flags into MXCSR; an unmasked exception stops the instruction before its result.
 fn finish(r: &mut Regs<'_>, fp: &Fp) -> Result<(), Stop> {
-    let raised = fp.flags & 0x3f;
+    let mut raised = fp.flags & 0x3f;
+    for (n, m) in [
+        mutants::SSE_NO_IE,
+        mutants::SSE_NO_DE,
+        mutants::SSE_NO_ZE,
+        mutants::SSE_NO_OE,
+        mutants::SSE_NO_UE,
+        mutants::SSE_NO_PE,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        raised &= !mutants::pick(m, 0, 1 << n);
+    }
     let unmasked = raised & !fp.masks;
     // Exceptions of the operands end it before any of the result come up.
-    let shown = if unmasked & 7 != 0 { raised & 7 } else { raised };
+    let shown = if unmasked & 7 != 0 && !mutants::on(mutants::SSE_LATE_FLAGS) { raised & 7 } else { raised };
     r.fpu.set_mxcsr(r.fpu.mxcsr() | shown);
-    if unmasked != 0 { Err(Stop::Simd) } else { Ok(()) }
+    if unmasked != 0 && !mutants::on(mutants::SSE_NO_XM) { Err(Stop::Simd) } else { Ok(()) }
 }
 
 /// The NaN that comes of operands of which one at least is a NaN: the first one, made quiet.
 fn propagate(fp: &mut Fp, x: Num, y: Num) -> Num {
-    if x.is_snan() || y.is_snan() {
+    if (x.is_snan() || y.is_snan()) && !mutants::on(mutants::FP_SNAN_QUIET) {
         fp.flags |= flag::IE;
     }
-    if x.is_nan() { x.quieted() } else { y.quieted() }
+    if x.is_nan() && !(mutants::on(mutants::FP_NAN_SECOND) && y.is_nan()) { x.quieted() } else { y.quieted() }
 }
 
 /// Addition.
@@ -56,7 +70,9 @@ fn extreme(f: &Format, fp: &mut Fp, greater: bool, a: u64, b: u64) -> u64 {
     }
     let (x, y) = (fp.operand(x), fp.operand(y));
     let wanted = if greater { Order::Greater } else { Order::Less };
-    pack(f, if fp.compare(x, y) == wanted { &x } else { &y })
+    let order = fp.compare(x, y);
+    let first = order == wanted || order == Order::Equal && mutants::on(mutants::FP_MIN_TIE);
+    pack(f, if first { &x } else { &y })
 }
 
 fn arith(f: &Format, fp: &mut Fp, op: u8, a: u64, b: u64) -> u64 {
@@ -93,7 +109,7 @@ pub fn packed<const N: usize, const OP: u8>(i: &Insn, r: &mut Regs<'_>) -> Resul
     let mut out = [0; 32];
     for n in 0..usize::from(i.len) / N {
         let op = match OP {
-            ADDSUB if n & 1 == 0 => SUB,
+            ADDSUB if n & 1 == mutants::pick(mutants::FP_ADDSUB, 0, 1) => SUB,
             ADDSUB => ADD,
             op => op,
         };
@@ -110,6 +126,9 @@ pub fn scalar<const N: usize, const OP: u8>(i: &Insn, r: &mut Regs<'_>) -> Resul
     let (mut a, b) = i.sources(r);
     let v = arith(format::<N>(), &mut fp, OP, lane(&a, N, 0), lane(&b, N, 0));
     finish(r, &fp)?;
+    if mutants::on(mutants::FP_SCALAR_UPPER) {
+        a = [0; 32];
+    }
     set_lane(&mut a, N, 0, v);
     i.put(r, &a);
     Ok(())
@@ -124,6 +143,7 @@ pub fn horizontal<const N: usize, const OP: u8>(i: &Insn, r: &mut Regs<'_>) -> R
     for n in 0..usize::from(i.len) / N {
         let (block, k) = (n & !(per - 1), n & (per - 1));
         let (v, at) = if k < per / 2 { (&a, k * 2) } else { (&b, k * 2 - per) };
+        let v = if mutants::on(mutants::FP_HADD_ORDER) { &a } else { v };
         let (x, y) = (lane(v, N, block + at), lane(v, N, block + at + 1));
         set_lane(&mut out, N, n, arith(format::<N>(), &mut fp, OP, x, y));
     }
@@ -154,7 +174,7 @@ pub fn dot<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
             stop_early(r, &fp)?;
             sum = arith(f, &mut fp, ADD, sum, high);
         }
-        for n in (0..per).filter(|n| i.imm >> n & 1 != 0) {
+        for n in (0..per).filter(|n| i.imm >> n & 1 != 0 || mutants::on(mutants::FP_DP_MASK)) {
             set_lane(&mut out, N, block * per + n, sum);
         }
     }
@@ -181,10 +201,11 @@ fn predicate(imm: u8, o: Order) -> bool {
         Order::Unordered => 1,
     };
     TRUTH[usize::from(imm & 15)] & bit != 0
+        && !(mutants::on(mutants::FP_CMP_UNORDERED) && imm & 15 == 4 && bit == 1)
 }
 
 fn signals(imm: u8) -> bool {
-    (0x6666 >> (imm & 15) & 1 != 0) != (imm & 16 != 0)
+    (0x6666 >> (imm & 15) & 1 != 0) != (imm & 16 != mutants::pick(mutants::FP_CMP_QUIET, 0, 16))
 }
 
 fn compare_lane(f: &Format, fp: &mut Fp, imm: u8, a: u64, b: u64) -> bool {
@@ -232,7 +253,7 @@ pub fn comi<const N: usize, const QUIET: bool>(i: &Insn, r: &mut Regs<'_>) -> Re
     let f = format::<N>();
     let (x, y) = (unpack(f, lane(&r.vector(i.op[0]), N, 0)), unpack(f, lane(&r.vector(i.op[1]), N, 0)));
     let order = if x.is_nan() || y.is_nan() {
-        if !QUIET || x.is_snan() || y.is_snan() {
+        if !QUIET || mutants::on(mutants::FP_UCOMI) || x.is_snan() || y.is_snan() {
             fp.flags |= flag::IE;
         }
         Order::Unordered
@@ -288,14 +309,14 @@ fn round_lane(f: &Format, fp: &mut Fp, imm: u8, a: u64) -> u64 {
     let x = fp.flush(x);
     let before = fp.flags;
     let n = fp.integral(x);
-    if imm & 8 != 0 {
+    if imm & 8 != 0 && !mutants::on(mutants::FP_ROUND_PE) {
         fp.flags = before;
     }
     pack(f, &n)
 }
 
 fn rounding(fp: &mut Fp, imm: u8) {
-    if imm & 4 == 0 {
+    if imm & 4 == 0 && !mutants::on(mutants::FP_ROUND_MODE) {
         fp.rounding = Rounding::of(imm.into());
     }
 }
@@ -361,7 +382,7 @@ fn fma_lane(f: &Format, fp: &mut Fp, op: u8, a: u64, b: u64, c: u64) -> u64 {
         };
         return pack(f, &n.quieted());
     }
-    let a = if op & 2 != 0 { a.negated() } else { a };
+    let a = if op & 2 != 0 && !mutants::on(mutants::FP_FMA_NEGATE) { a.negated() } else { a };
     let c = if op & 1 != 0 { c.negated() } else { c };
     pack(f, &fp.fma(f, a, b, c))
 }
@@ -377,7 +398,7 @@ fn fma_op(op: u8, n: usize) -> u8 {
 fn fma_order<const FORM: u8>(x: u64, y: u64, z: u64) -> (u64, u64, u64) {
     match FORM {
         FORM_132 => (x, z, y),
-        FORM_213 => (y, x, z),
+        FORM_213 if !mutants::on(mutants::FP_FMA_FORM) => (y, x, z),
         _ => (y, z, x),
     }
 }
@@ -434,7 +455,7 @@ pub fn convert<const F: usize, const T: usize>(i: &Insn, r: &mut Regs<'_>) -> Re
     for n in 0..usize::from(i.len) / F.max(T) {
         set_lane(&mut out, T, n, convert_lane(from, format::<T>(), &mut fp, lane(&a, F, n)));
     }
-    if F == 2 {
+    if F == 2 && !mutants::on(mutants::FP_CVT_HALF_DENORMAL) {
         fp.flags &= !flag::DE | before;
     }
     finish(r, &fp)?;
@@ -527,7 +548,7 @@ fn to_int_lane(f: &Format, fp: &mut Fp, a: u64, bits: u32) -> u64 {
     let x = fp.flush(unpack(f, a));
     match fp.to_int(x, bits) {
         Some(v) => v as u64,
-        None => 1 << (bits - 1),
+        None => mutants::pick(mutants::FP_CVT_INDEFINITE, 1 << (bits - 1), 0),
     }
 }
 
@@ -538,7 +559,7 @@ pub fn to_dwords<const F: usize, const CUT: bool>(i: &Insn, r: &mut Regs<'_>) ->
         r.enter_mmx();
     }
     let mut fp = begin(r);
-    if CUT {
+    if CUT && !mutants::on(mutants::FP_CVTT) {
         fp.rounding = Rounding::Zero;
     }
     let a = r.vector(i.op[1]);
@@ -555,7 +576,7 @@ pub fn to_dwords<const F: usize, const CUT: bool>(i: &Insn, r: &mut Regs<'_>) ->
 /// CVTSS2SI, CVTSD2SI and the truncating ones.
 pub fn to_gpr<const F: usize, const CUT: bool>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let mut fp = begin(r);
-    if CUT {
+    if CUT && !mutants::on(mutants::FP_CVTT) {
         fp.rounding = Rounding::Zero;
     }
     let Opnd::Gpr(n, size) = i.op[0] else { return Err(Stop::Undefined) };

@@ -16,6 +16,7 @@ mod table;
 mod x87;
 mod x87env;
 
+use crate::mutants;
 use anura_x86::XsaveImage;
 use iced_x86::{EncodingKind, Instruction, OpKind, Register};
 
@@ -281,7 +282,7 @@ impl Regs<'_> {
         let high = &mut self.fpu.bytes[576 + n * 16..592 + n * 16];
         if len == 32 {
             high.copy_from_slice(&v[16..]);
-        } else if vex {
+        } else if vex && !mutants::on(mutants::V_VEX_UPPER) || mutants::on(mutants::V_LEGACY_UPPER) {
             high.fill(0);
         }
     }
@@ -289,7 +290,9 @@ impl Regs<'_> {
     fn set_mm(&mut self, n: u8, v: &V) {
         let at = 32 + usize::from(n) * 16;
         self.fpu.bytes[at..at + 8].copy_from_slice(&v[..8]);
-        self.fpu.bytes[at + 8..at + 10].fill(0xff);
+        if !mutants::on(mutants::V_MMX_EXPONENT) {
+            self.fpu.bytes[at + 8..at + 10].fill(0xff);
+        }
     }
 
     /// Writes a general register; 32-bit writes clear the upper half.
@@ -306,7 +309,7 @@ impl Regs<'_> {
     /// What any MMX instruction does to the x87: the top of the stack is register 0, and all are in use.
     pub fn enter_mmx(&mut self) {
         let top = usize::from(self.fpu.fsw() >> 11 & 7);
-        if top != 0 {
+        if top != 0 && !mutants::on(mutants::V_MMX_TOP) {
             self.fpu.bytes[32..160].rotate_right(top * 16);
             let fsw = self.fpu.fsw() & !0x3800;
             self.fpu.set_fsw(fsw);

@@ -1,6 +1,7 @@
 //! Moves between registers of different kinds, single lanes, masks and tests.
 
 use super::{Insn, Opnd, Regs, Stop, V, lane, low64, set_lane, shuffle};
+use crate::mutants;
 
 const CF: u64 = 1;
 const ZF: u64 = 0x40;
@@ -13,7 +14,7 @@ pub fn copy(a: &V) -> V {
 /// MOVSS and MOVSD: `N` bytes; from memory the rest becomes zero, from a register it stays.
 pub fn scalar<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let mut out = match (i.op[1], i.ops) {
-        (Opnd::Mem, _) => [0; 32],
+        (Opnd::Mem, _) if !mutants::on(mutants::V_MOVSS_LOAD) => [0; 32],
         (_, 3) => r.vector(i.op[1]),
         _ => r.vector(i.op[0]),
     };
@@ -47,7 +48,7 @@ pub fn quad<const FROM: usize, const TO: usize>(i: &Insn, r: &mut Regs<'_>) -> R
         _ => r.vector(i.op[0]),
     };
     let v = lane(&r.vector(i.last()), 8, from);
-    set_lane(&mut out, 8, to, v);
+    set_lane(&mut out, 8, mutants::pick(mutants::V_MOVHLPS, to, 0), v);
     i.put(r, &out);
     Ok(())
 }
@@ -63,7 +64,8 @@ pub fn mask<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
         r.enter_mmx();
     }
     let v = r.vector(i.op[1]);
-    let bits = (0..usize::from(i.len) / N).fold(0, |m, n| m | u64::from(v[n * N + N - 1] >> 7) << n);
+    let bits = (0..usize::from(i.len) / N)
+        .fold(0, |m, n| m | u64::from(v[n * N + N - 1] >> mutants::pick(mutants::V_MOVMSK, 7, 6) & 1) << n);
     if let Opnd::Gpr(n, size) = i.op[0] {
         r.set_gpr(n, size, bits);
     }
@@ -76,7 +78,8 @@ pub fn extract<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
         r.enter_mmx();
     }
     let lanes = usize::from(i.len) / N;
-    let v = lane(&r.vector(i.op[1]), N, usize::from(i.imm) & (lanes - 1));
+    let at = usize::from(i.imm) + mutants::pick(mutants::V_PEXTRW, 0, 1);
+    let v = lane(&r.vector(i.op[1]), N, at & (lanes - 1));
     let mut out = [0; 32];
     set_lane(&mut out, 8, 0, v);
     i.put(r, &out);
@@ -91,7 +94,8 @@ pub fn insert<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let lanes = usize::from(i.len) / N;
     let mut out = r.vector(i.op[usize::from(i.ops == 3)]);
     let v = low64(&r.vector(i.last()));
-    set_lane(&mut out, N, usize::from(i.imm) & (lanes - 1), v);
+    let at = usize::from(i.imm) + mutants::pick(mutants::V_PINSRW, 0, 1);
+    set_lane(&mut out, N, at & (lanes - 1), v);
     i.put(r, &out);
     Ok(())
 }
@@ -101,7 +105,7 @@ pub fn insertps(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let (mut out, from) = i.sources(r);
     let k = if i.last() == Opnd::Mem { 0 } else { usize::from(i.imm >> 6) };
     set_lane(&mut out, 4, usize::from(i.imm >> 4 & 3), lane(&from, 4, k));
-    for n in (0..4).filter(|n| i.imm >> n & 1 != 0) {
+    for n in (0..4).filter(|n| i.imm >> n & 1 != 0 && !mutants::on(mutants::V_INSERTPS)) {
         set_lane(&mut out, 4, n, 0);
     }
     i.put(r, &out);
@@ -117,7 +121,7 @@ pub fn test<const MASK: u64>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let (a, b) = (r.vector(i.op[0]), r.vector(i.op[1]));
     let quads = || (0..usize::from(i.len) / 8).map(|n| (lane(&a, 8, n), lane(&b, 8, n)));
     let zero = quads().all(|(x, y)| x & y & MASK == 0);
-    let carry = quads().all(|(x, y)| !x & y & MASK == 0);
+    let carry = quads().all(|(x, y)| mutants::pick(mutants::V_PTEST_CF, !x, x) & y & MASK == 0);
     test_flags(r, zero, carry);
     Ok(())
 }
@@ -141,7 +145,7 @@ pub fn between(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
 /// EMMS.
 pub fn emms(_: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     r.enter_mmx();
-    r.fpu.bytes[4] = 0;
+    r.fpu.bytes[4] = mutants::pick(mutants::V_EMMS, 0, 1);
     Ok(())
 }
 
@@ -151,6 +155,6 @@ pub fn zero<const ALL: bool>(_: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     if ALL {
         r.fpu.bytes[160..160 + n].fill(0);
     }
-    r.fpu.bytes[576..576 + n].fill(0);
+    r.fpu.bytes[576..576 + n - mutants::pick(mutants::V_ZEROUPPER, 0, 16)].fill(0);
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! Lanes that only move: shuffles, blends, permutations, insertion and extraction.
 
 use super::{V, lane, set_lane};
+use crate::mutants;
 
 /// PSHUFB in blocks of `W` bytes.
 pub fn pshufb<const W: usize>(a: &V, b: &V) -> V {
     let mut out = [0; 32];
     for n in 0..32 {
         let k = usize::from(b[n]);
-        out[n] = if k & 0x80 != 0 { 0 } else { a[n & !(W - 1) | k & (W - 1)] };
+        out[n] =
+            if k & 0x80 != 0 && !mutants::on(mutants::V_PSHUFB) { 0 } else { a[n & !(W - 1) | k & (W - 1)] };
     }
     out
 }
@@ -25,7 +27,7 @@ pub fn shuffle4<const N: usize>(a: &V, imm: u8) -> V {
 /// PSHUFLW and PSHUFHW.
 pub fn shuffle_words<const HIGH: bool>(a: &V, imm: u8) -> V {
     let mut out = *a;
-    let base = if HIGH { 4 } else { 0 };
+    let base = if HIGH && !mutants::on(mutants::V_PSHUFHW) { 4 } else { 0 };
     for block in [0, 8] {
         for n in 0..4 {
             let k = block + base + usize::from(imm >> n * 2 & 3);
@@ -39,7 +41,7 @@ pub fn shuffle_words<const HIGH: bool>(a: &V, imm: u8) -> V {
 pub fn shufps(a: &V, b: &V, imm: u8) -> V {
     let mut out = [0; 32];
     for n in 0..8 {
-        let v = if n & 3 < 2 { a } else { b };
+        let v = if n & 3 < 2 || mutants::on(mutants::V_SHUFPS) { a } else { b };
         set_lane(&mut out, 4, n, lane(v, 4, n & !3 | usize::from(imm >> (n & 3) * 2 & 3)));
     }
     out
@@ -64,6 +66,7 @@ pub fn align<const W: usize>(a: &V, b: &V, imm: u8) -> V {
         *o = match k {
             _ if k < W => b[block + k],
             _ if k < 2 * W => a[block + k - W],
+            _ if mutants::on(mutants::V_PALIGNR) => b[block + (k & (W - 1))],
             _ => 0,
         };
     }
@@ -74,7 +77,7 @@ pub fn align<const W: usize>(a: &V, b: &V, imm: u8) -> V {
 pub fn blend<const N: usize>(a: &V, b: &V, imm: u8) -> V {
     let mut out = [0; 32];
     for n in 0..32 / N {
-        let v = if imm >> (n & 7) & 1 != 0 { b } else { a };
+        let v = if (imm >> (n & 7) & 1 != 0) != mutants::on(mutants::V_BLEND) { b } else { a };
         set_lane(&mut out, N, n, lane(v, N, n));
     }
     out
@@ -84,7 +87,7 @@ pub fn blend<const N: usize>(a: &V, b: &V, imm: u8) -> V {
 pub fn blend_by<const N: usize>(a: &V, b: &V, mask: &V) -> V {
     let mut out = [0; 32];
     for n in 0..32 / N {
-        let v = if mask[n * N + N - 1] & 0x80 != 0 { b } else { a };
+        let v = if mask[n * N + N - 1] & mutants::pick(mutants::V_BLENDV, 0x80, 1) != 0 { b } else { a };
         set_lane(&mut out, N, n, lane(v, N, n));
     }
     out
@@ -102,7 +105,12 @@ pub fn permil4(a: &V, b: &V) -> V {
 pub fn permil8(a: &V, b: &V) -> V {
     let mut out = [0; 32];
     for n in 0..4 {
-        set_lane(&mut out, 8, n, lane(a, 8, n & !1 | b[n * 8] as usize >> 1 & 1));
+        set_lane(
+            &mut out,
+            8,
+            n,
+            lane(a, 8, n & !1 | b[n * 8] as usize >> mutants::pick(mutants::V_VPERMILPD, 1, 0) & 1),
+        );
     }
     out
 }
@@ -118,7 +126,16 @@ pub fn permil8i(a: &V, imm: u8) -> V {
 pub fn permd(index: &V, a: &V) -> V {
     let mut out = [0; 32];
     for n in 0..8 {
-        set_lane(&mut out, 4, n, lane(a, 4, index[n * 4] as usize & 7));
+        set_lane(
+            &mut out,
+            4,
+            n,
+            lane(
+                a,
+                4,
+                mutants::pick(mutants::V_VPERMD, index[n * 4] as usize & 7, index[n * 4] as usize & 3),
+            ),
+        );
     }
     out
 }
@@ -137,7 +154,7 @@ pub fn perm128(a: &V, b: &V, imm: u8) -> V {
         let c = imm >> half * 4;
         let v = if c & 2 == 0 { a } else { b };
         let from = usize::from(c & 1) * 16;
-        if c & 8 == 0 {
+        if c & 8 == 0 || mutants::on(mutants::V_PERM2F128) {
             out[half * 16..half * 16 + 16].copy_from_slice(&v[from..from + 16]);
         }
     }
@@ -153,14 +170,14 @@ pub fn insert128(a: &V, b: &V, imm: u8) -> V {
 /// VEXTRACTF128.
 pub fn extract128(a: &V, imm: u8) -> V {
     let mut out = [0; 32];
-    let at = usize::from(imm & 1) * 16;
+    let at = usize::from(imm & mutants::pick(mutants::V_EXTRACT128, 1, 0)) * 16;
     out[..16].copy_from_slice(&a[at..at + 16]);
     out
 }
 /// Broadcast of the low `N` bytes.
 pub fn broadcast<const N: usize>(a: &V) -> V {
     let mut out = [0; 32];
-    for n in 0..32 / N {
+    for n in 0..mutants::pick(mutants::V_BROADCAST, 32, 16) / N {
         out[n * N..(n + 1) * N].copy_from_slice(&a[..N]);
     }
     out

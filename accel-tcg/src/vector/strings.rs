@@ -1,6 +1,7 @@
 //! PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM (SDM vol. 1, 12.10; vol. 2, 4.1).
 
 use super::{Insn, Opnd, Regs, Stop, V, lane, set_lane};
+use crate::mutants;
 
 /// Elements of a string by the immediate's format, sign-extended where it says so.
 fn elements(v: &V, imm: u8) -> ([i32; 16], usize) {
@@ -22,7 +23,7 @@ fn elements(v: &V, imm: u8) -> ([i32; 16], usize) {
 fn explicit(r: &Regs<'_>, reg: usize, wide: bool, n: usize) -> usize {
     let v = r.gpr[reg];
     let m = if wide { (v as i64).unsigned_abs() } else { u64::from((v as i32).unsigned_abs()) };
-    m.min(n as u64) as usize
+    if mutants::on(mutants::S_LENGTH) { (m % n as u64) as usize } else { m.min(n as u64) as usize }
 }
 
 /// Bits of the comparison before and after polarity, and the two lengths.
@@ -39,20 +40,26 @@ fn compare(i: &Insn, r: &Regs<'_>, lengths: Option<bool>) -> (u32, usize, usize,
     for j in 0..n {
         let on = match i.imm >> 2 & 3 {
             0 => j < ly && p.contains(&y[j]),
-            1 => j < ly && p.chunks_exact(2).any(|c| c[0] <= y[j] && y[j] <= c[1]),
+            1 => {
+                j < ly
+                    && p.chunks_exact(2)
+                        .any(|c| c[0] <= y[j] && y[j] <= c[1] - mutants::pick(mutants::S_RANGES, 0, 1))
+            }
             2 => match (j < lx, j < ly) {
                 (true, true) => x[j] == y[j],
                 (false, false) => true,
                 _ => false,
             },
-            _ => (0..n - j).all(|k| k >= lx || q.get(j + k) == Some(&x[k])),
+            _ => (0..n - j).all(|k| {
+                k >= lx || mutants::on(mutants::S_ORDERED) && j + k >= ly || q.get(j + k) == Some(&x[k])
+            }),
         };
         bits |= u32::from(on) << j;
     }
     let all = (1u32 << n) - 1;
     match i.imm >> 4 & 3 {
         1 => bits ^= all,
-        3 => bits ^= (1u32 << ly) - 1,
+        3 if !mutants::on(mutants::S_POLARITY) => bits ^= (1u32 << ly) - 1,
         _ => {}
     }
     (bits, lx, ly, n)
@@ -60,7 +67,7 @@ fn compare(i: &Insn, r: &Regs<'_>, lengths: Option<bool>) -> (u32, usize, usize,
 
 fn flags(r: &mut Regs<'_>, bits: u32, lx: usize, ly: usize, n: usize) {
     r.flags = u64::from(bits != 0)
-        | if ly < n { 0x40 } else { 0 }
+        | if mutants::pick(mutants::S_FLAGS, ly, lx) < n { 0x40 } else { 0 }
         | if lx < n { 0x80 } else { 0 }
         | if bits & 1 != 0 { 0x800 } else { 0 };
 }
@@ -75,7 +82,7 @@ pub fn index<const EXPLICIT: bool>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Sto
     let (bits, lx, ly, n) = compare(i, r, EXPLICIT.then(|| wide(i) && r.is64));
     let at = match bits {
         0 => n as u64,
-        _ if i.imm & 0x40 != 0 => 31 - u64::from(bits.leading_zeros()),
+        _ if i.imm & 0x40 != 0 && !mutants::on(mutants::S_INDEX) => 31 - u64::from(bits.leading_zeros()),
         _ => u64::from(bits.trailing_zeros()),
     };
     r.set_gpr(1, 8, at);

@@ -9,6 +9,7 @@ use super::{Action, Insn, Opnd, Regs, Stop, lane};
 use crate::float::{
     Class, F32, F64, F80, Fp, Num, Order, Rounding, TOP, flag, pack, pack80, trig, unpack, unpack80,
 };
+use crate::mutants;
 use iced_x86::{Instruction, Mnemonic};
 
 type Exec = Result<(), Stop>;
@@ -58,7 +59,9 @@ impl Regs<'_> {
         self.set_st(0, v);
     }
     fn pop(&mut self) {
-        self.free(0);
+        if !mutants::on(mutants::X87_POP_KEEPS_TAG) {
+            self.free(0);
+        }
         self.fpu.bytes[32..160].rotate_left(16);
         self.set_top(self.top() + 1);
     }
@@ -68,21 +71,39 @@ impl Regs<'_> {
     }
     /// Notes exceptions; true if an unmasked one of the operands stops the instruction.
     fn raise(&mut self, flags: u32) -> bool {
+        let mut flags = flags;
+        for (n, m) in [
+            mutants::X87_NO_IE,
+            mutants::X87_NO_DE,
+            mutants::X87_NO_ZE,
+            mutants::X87_NO_OE,
+            mutants::X87_NO_UE,
+            mutants::X87_NO_PE,
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            flags &= !mutants::pick(m, 0, 1 << n);
+        }
         let fsw = self.fpu.fsw() | flags as u16 & 0x3f;
         self.fpu.set_fsw(fsw);
         self.settle();
-        flags & !u32::from(self.fpu.fcw()) & 7 != 0
+        flags & !u32::from(self.fpu.fcw()) & 7 != 0 && !mutants::on(mutants::X87_STORES_INVALID)
     }
     /// ES and B follow the unmasked exceptions.
     pub(super) fn settle(&mut self) {
         let fsw = self.fpu.fsw();
         let pending = fsw & !self.fpu.fcw() & 0x3f != 0;
-        self.fpu.set_fsw(if pending { fsw | 0x8080 } else { fsw & !0x8080 });
+        self.fpu.set_fsw(if pending && !mutants::on(mutants::X87_NO_ES) {
+            fsw | 0x8080
+        } else {
+            fsw & !0x8080
+        });
     }
     /// Stack fault; true if it is masked.
     fn stack_fault(&mut self, overflow: bool) -> bool {
-        self.set_codes(C1, if overflow { C1 } else { 0 });
-        let fsw = self.fpu.fsw() | SF;
+        self.set_codes(C1, if overflow && !mutants::on(mutants::X87_OVERFLOW_C1) { C1 } else { 0 });
+        let fsw = self.fpu.fsw() | mutants::pick(mutants::X87_NO_SF, SF, 0);
         self.fpu.set_fsw(fsw);
         !self.raise(flag::IE)
     }
@@ -92,14 +113,17 @@ impl Regs<'_> {
     /// Bits of the significand that arithmetic keeps.
     fn precision(&self) -> u32 {
         match self.fpu.fcw() >> 8 & 3 {
-            0 => 24,
-            2 => 53,
+            0 if !mutants::on(mutants::X87_PRECISION_24) => 24,
+            2 if !mutants::on(mutants::X87_PRECISION_53) => 53,
             _ => 64,
         }
     }
     /// Notes what happened with C1 for the rounding; true if the result is to be written.
     fn complete(&mut self, fp: &Fp) -> bool {
-        self.set_codes(C1, if fp.up && fp.flags & flag::PE != 0 { C1 } else { 0 });
+        self.set_codes(
+            C1,
+            if fp.up && !mutants::on(mutants::X87_NO_C1) && fp.flags & flag::PE != 0 { C1 } else { 0 },
+        );
         let early = fp.flags & !fp.masks & 7 != 0;
         // Exceptions of the operands end it before any of the result.
         let flags = if early { fp.flags & 7 } else { fp.flags };
@@ -130,7 +154,7 @@ fn nan(fp: &mut Fp, a: Num, b: Num) -> Num {
             }
         }
         _ if a.sig != b.sig => {
-            if a.sig > b.sig {
+            if (a.sig > b.sig) != mutants::on(mutants::X87_SMALLER_NAN) {
                 a
             } else {
                 b
@@ -162,6 +186,7 @@ fn arithmetic(r: &Regs<'_>, fp: &mut Fp, op: u8, a: Num, b: Num) -> Num {
         ADD => fp.add(&F80, prec, a, b),
         MUL => fp.mul(&F80, prec, a, b),
         SUB => fp.add(&F80, prec, a, b.negated()),
+        SUBR if mutants::on(mutants::X87_SUBR) => fp.add(&F80, prec, a, b.negated()),
         SUBR => fp.add(&F80, prec, b, a.negated()),
         DIV => fp.div(&F80, prec, a, b),
         _ => fp.div(&F80, prec, b, a),
@@ -176,7 +201,7 @@ fn binary<const OP: u8, const KIND: u8>(i: &Insn, r: &mut Regs<'_>) -> Exec {
         _ => (0, 0),
     };
     let underflow = r.empty(dst) || r.empty(src);
-    if underflow {
+    if underflow && !mutants::on(mutants::X87_EMPTY_READ) {
         if r.stack_fault(false) {
             r.set_st(dst, INDEFINITE);
             if KIND == 1 {
@@ -221,7 +246,7 @@ fn memory_int(i: &Insn, r: &Regs<'_>) -> Num {
 
 /// Pushes, or not if there is no room.
 fn push_value(r: &mut Regs<'_>, v: Raw) {
-    if r.empty(7) {
+    if r.empty(7) || mutants::on(mutants::X87_PUSH_ANYWHERE) {
         r.set_codes(C1, 0);
         r.push(v);
     } else if r.stack_fault(true) {
@@ -334,7 +359,7 @@ fn fst<const POP: bool>(i: &Insn, r: &mut Regs<'_>) -> Exec {
     let n =
         if special(&n) { nan(&mut fp, n, n) } else { fp.convert(f, f.prec, Num { denormal: false, ..n }) };
     // With an unmasked overflow or underflow nothing is stored either, so that nothing is rounded.
-    let stop = fp.flags & !fp.masks & (flag::OE | flag::UE) != 0;
+    let stop = fp.flags & !fp.masks & (flag::OE | flag::UE) != 0 && !mutants::on(mutants::X87_FST_UNDERFLOW);
     if stop {
         fp.flags &= !flag::PE;
     }
@@ -380,7 +405,7 @@ fn fist<const POP: bool, const CUT: bool>(i: &Insn, r: &mut Regs<'_>) -> Exec {
         return Ok(());
     }
     let mut fp = r.control();
-    if CUT {
+    if CUT && !mutants::on(mutants::X87_FISTTP_ROUNDS) {
         fp.rounding = Rounding::Zero;
     }
     let n = r.number(0);
@@ -424,6 +449,9 @@ fn fbstp(_: &Insn, r: &mut Regs<'_>) -> Exec {
             let mut v = v.unsigned_abs();
             for b in &mut out[..9] {
                 *b = (v % 10 | v / 10 % 10 << 4) as u8;
+                if mutants::on(mutants::X87_FBSTP_DIGITS) {
+                    *b = b.rotate_left(4);
+                }
                 v /= 100;
             }
             out[9] = if n.sign { 0x80 } else { 0 };
@@ -447,7 +475,7 @@ fn order(r: &mut Regs<'_>, a: Num, b: Num, quiet: bool) -> (Order, bool) {
     let mut fp = r.control();
     let o = if special(&a) || special(&b) {
         let bad = |n: &Num| n.class == Class::Unsupported || n.is_snan();
-        if !quiet || bad(&a) || bad(&b) {
+        if !quiet || mutants::on(mutants::X87_FUCOM_SIGNALS) || bad(&a) || bad(&b) {
             fp.flags |= flag::IE;
         }
         Order::Unordered
@@ -513,7 +541,10 @@ fn compare_flags<const POP: bool, const QUIET: bool>(i: &Insn, r: &mut Regs<'_>)
     }
     let (a, b) = (r.number(0), r.number(src));
     let codes = r.fpu.fsw() & C1;
-    let (o, done) = order(r, a, b, QUIET);
+    let (mut o, done) = order(r, a, b, QUIET);
+    if mutants::on(mutants::X87_FCOMI_FLAGS) && o == Order::Unordered {
+        o = Order::Equal;
+    }
     r.set_codes(C1, codes);
     r.flags = super::fp::order_flags(o);
     if POP && done {
@@ -537,14 +568,14 @@ fn ftst(_: &Insn, r: &mut Regs<'_>) -> Exec {
 fn fxam(_: &Insn, r: &mut Regs<'_>) -> Exec {
     let n = r.number(0);
     let sign = if r.st(0).1 >> 15 != 0 { C1 } else { 0 };
-    let class = if r.empty(0) {
+    let class = if r.empty(0) && !mutants::on(mutants::X87_FXAM_EMPTY) {
         C3 | C0
     } else {
         match n.class {
             Class::Unsupported => 0,
             Class::Nan => C0,
             Class::Inf => C2 | C0,
-            Class::Zero => C3,
+            Class::Zero => mutants::pick(mutants::X87_FXAM_ZERO, C3, C2),
             Class::Finite if n.denormal => C3 | C2,
             Class::Finite => C2,
         }
@@ -574,7 +605,7 @@ fn constant<const SIG: u64, const SE: u16, const NEAREST: bool, const EXACT: boo
 ) -> Exec {
     let up = match Rounding::of(u32::from(r.fpu.fcw()) >> 10) {
         Rounding::Nearest => NEAREST,
-        Rounding::Up => !EXACT,
+        Rounding::Up => !EXACT && !mutants::on(mutants::X87_CONSTANT_ROUNDING),
         _ => false,
     };
     push_value(r, (SIG + u64::from(up), SE));
@@ -648,7 +679,7 @@ fn fxtract(_: &Insn, r: &mut Regs<'_>) -> Exec {
     } else {
         match n.class {
             Class::Zero => {
-                fp.flags |= flag::ZE;
+                fp.flags |= mutants::pick(mutants::X87_FXTRACT_ZERO, flag::ZE, 0);
                 (Num::inf(true), n)
             }
             Class::Inf => (Num::inf(false), n),
@@ -721,7 +752,7 @@ fn fscale(_: &Insn, r: &mut Regs<'_>) -> Exec {
                 } else {
                     (b.sig >> (63 - b.exp)) as i32
                 };
-                let n = if b.sign { -n } else { n };
+                let n = if b.sign { -n } else { n } + mutants::pick(mutants::X87_FSCALE_ROUNDS, 0, 1);
                 fp.round(&F80, 64, a.sign, a.exp + n, u128::from(a.sig) << 64)
             }
         }
@@ -758,14 +789,14 @@ fn fprem<const NEAREST: bool>(_: &Insn, r: &mut Regs<'_>) -> Exec {
             (x % u128::from(b.sig), b.exp)
         } else {
             partial = true;
-            let n = (d & 31) + 32;
+            let n = (d & 31) + mutants::pick(mutants::X87_FPREM_STEP, 32, 31);
             let x = u128::from(a.sig) << n;
             (x % u128::from(b.sig), b.exp + d - n)
         };
         let mut sign = a.sign;
         let mut rest = rest;
         let mut exp = exp;
-        if NEAREST && !partial && rest != 0 {
+        if NEAREST && !mutants::on(mutants::X87_FPREM_NEAREST) && !partial && rest != 0 {
             // Twice the rest against the divisor, both in units of the finer one.
             let (twice, divisor) = if d < 0 {
                 if d < -1 { (0, 1) } else { (rest, u128::from(b.sig)) }
@@ -791,7 +822,13 @@ fn fprem<const NEAREST: bool>(_: &Insn, r: &mut Regs<'_>) -> Exec {
     });
     if done {
         let bit = |n: u32, code: u16| if quotient >> n & 1 != 0 { code } else { 0 };
-        let q = if partial { C2 } else { bit(2, C0) | bit(1, C3) | bit(0, C1) };
+        let q = if partial {
+            C2
+        } else {
+            bit(2, C0)
+                | bit(1, mutants::pick(mutants::X87_FPREM_Q, C3, C1))
+                | bit(0, mutants::pick(mutants::X87_FPREM_Q, C1, C3))
+        };
         r.set_codes(CODES, q);
     }
     result
@@ -958,7 +995,7 @@ fn fcmov<const MASK: u64, const CLEAR: bool>(i: &Insn, r: &mut Regs<'_>) -> Exec
         }
         return Ok(());
     }
-    if (r.flags & MASK != 0) != CLEAR {
+    if (r.flags & MASK != 0) != mutants::pick(mutants::X87_FCMOV, CLEAR, !CLEAR) {
         let v = r.st(n);
         r.set_st(0, v);
     }

@@ -1,6 +1,7 @@
 //! The x87's control: words, environments, and whole states in memory (SDM vol. 1, 8.1.8 to 8.1.12).
 
 use super::{Action, Insn, Opnd, Regs, Stop, lane};
+use crate::mutants;
 use anura_x86::XsaveImage;
 use iced_x86::{Instruction, Mnemonic};
 
@@ -66,7 +67,7 @@ fn full_tags(r: &Regs<'_>) -> u16 {
         }
         let (sig, se) = r.fpu.st(((phys + 8 - top) & 7) as usize);
         let tag = match (se & 0x7fff, sig >> 63) {
-            (0, 0) if sig == 0 => 1,
+            (0, 0) if sig == 0 => mutants::pick(mutants::X87_TAG_WORD, 1, 0),
             (1..=0x7ffe, 1) => 0,
             _ => 2,
         };
@@ -132,7 +133,7 @@ fn load_environment(r: &mut Regs<'_>, size: usize) {
 
 fn fnstenv(i: &Insn, r: &mut Regs<'_>) -> Exec {
     write_environment(r, i.mem.into());
-    let fcw = r.fpu.fcw() | 0x3f;
+    let fcw = r.fpu.fcw() | mutants::pick(mutants::X87_FSTENV_MASKS, 0x3f, 0);
     r.fpu.set_fcw(fcw);
     r.settle();
     Ok(())

@@ -1,10 +1,19 @@
 //! Compares the interpreter with the host's own processor, instruction by instruction.
 //!
-//! `fuzz_cpu [--cases N] [--seed N] [--only TEXT] [--min N] [--list]`: runs N cases (10^7 by
-//! default, a quarter of them in 32-bit code) over all encodings the guest can have, prints totals, the encodings with the fewest
-//! cases, and the first differences, and exits with 1 if there was one.
+//! `fuzz_cpu [--cases N] [--seconds N] [--seed N] [--only TEXT] [--min N] [--thunk | --no-thunk] [--save DIR] [--list]`:
+//! runs N cases (10^7 by default, a quarter of them in 32-bit code) over all encodings the guest can have, prints
+//! totals, the encodings with the fewest cases, what could not be compared in full, and the first differences, and
+//! exits with 1 if there was one. Vector and x87 instructions run with host functions (thunks) and without them,
+//! unless one is asked for. `--save` writes a file for each difference, for `accel-tcg/filetests/oracle`.
+//!
+//! `fuzz_cpu --mutate [--only TEXT]` breaks the engine in one place at a time and looks whether that is found; it needs
+//! the feature `mutants`.
 #![forbid(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+use anura_accel_tcg::oracle::generate::Width;
+#[cfg(target_arch = "x86_64")]
+use anura_accel_tcg::oracle::{Oracle, Report, Sides, Tally};
 use std::process::ExitCode;
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -27,29 +36,50 @@ fn main() -> ExitCode {
 #[cfg(target_arch = "x86_64")]
 struct Options {
     cases: u64,
+    seconds: Option<u64>,
     seed: u64,
     min: u64,
     only: Option<String>,
+    save: Option<std::path::PathBuf>,
+    sides: Sides,
     list: bool,
+    mutate: bool,
 }
 
 #[cfg(target_arch = "x86_64")]
 fn options() -> Result<Options, String> {
-    let mut o = Options { cases: 10_000_000, seed: 1, min: 200, only: None, list: false };
+    let mut o = Options {
+        cases: 10_000_000,
+        seconds: None,
+        seed: 1,
+        min: 200,
+        only: None,
+        save: None,
+        sides: Sides::Both,
+        list: false,
+        mutate: false,
+    };
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
-        if a == "--list" {
-            o.list = true;
-            continue;
-        }
-        let value = args.next().ok_or_else(|| format!("{a} needs a value"))?;
-        let number = || value.replace('_', "").parse().map_err(|_| format!("{a} {value}: not a number"));
         match a.as_str() {
-            "--cases" => o.cases = number()?,
-            "--seed" => o.seed = number()?,
-            "--min" => o.min = number()?,
-            "--only" => o.only = Some(value),
-            _ => return Err(format!("unknown option {a}")),
+            "--list" => o.list = true,
+            "--mutate" => o.mutate = true,
+            "--thunk" => o.sides = Sides::Thunks,
+            "--no-thunk" => o.sides = Sides::Portable,
+            _ => {
+                let value = args.next().ok_or_else(|| format!("{a} needs a value"))?;
+                let number =
+                    || value.replace('_', "").parse().map_err(|_| format!("{a} {value}: not a number"));
+                match a.as_str() {
+                    "--cases" => o.cases = number()?,
+                    "--seconds" => o.seconds = Some(number()?),
+                    "--seed" => o.seed = number()?,
+                    "--min" => o.min = number()?,
+                    "--only" => o.only = Some(value),
+                    "--save" => o.save = Some(value.into()),
+                    _ => return Err(format!("unknown option {a}")),
+                }
+            }
         }
     }
     Ok(o)
@@ -57,10 +87,12 @@ fn options() -> Result<Options, String> {
 
 #[cfg(target_arch = "x86_64")]
 fn run() -> Result<bool, Box<dyn std::error::Error>> {
-    use anura_accel_tcg::oracle::generate::Width;
-    use anura_accel_tcg::oracle::{Oracle, Report};
+    use std::time::{Duration, Instant};
     let o = options()?;
-    let mut oracle = Oracle::new(o.seed)?;
+    if o.mutate {
+        return mutate(&o);
+    }
+    let mut oracle = Oracle::new(o.seed, o.sides)?;
     if o.list {
         for (name, thunk) in oracle.encodings() {
             println!("{name}{}", if thunk { " (host)" } else { "" });
@@ -68,33 +100,125 @@ fn run() -> Result<bool, Box<dyn std::error::Error>> {
         return Ok(true);
     }
     let mut report = Report::default();
-    let start = std::time::Instant::now();
-    oracle.run(o.cases - o.cases / 4, o.only.as_deref(), &mut report)?;
+    let start = Instant::now();
+    let cases = if o.seconds.is_some() { u64::MAX / 4 } else { o.cases };
+    let until = |share: u64| {
+        let end = o.seconds.map(|s| start + Duration::from_millis(s * 250 * share));
+        move |_: &Report| end.is_some_and(|e| Instant::now() >= e)
+    };
+    oracle.run(cases - cases / 4, o.only.as_deref(), &mut report, until(3))?;
     oracle.set_width(Width::Bits32)?;
-    oracle.run(o.cases / 4, o.only.as_deref(), &mut report)?;
-    let seconds = start.elapsed().as_secs_f64();
+    oracle.run(cases / 4, o.only.as_deref(), &mut report, until(4))?;
+    print(&report, &o, start.elapsed().as_secs_f64());
+    if let Some(dir) = &o.save {
+        std::fs::create_dir_all(dir)?;
+        for (n, file) in report.files.iter().enumerate() {
+            let name = file.lines().next().unwrap_or("").trim_start_matches("# ");
+            std::fs::write(dir.join(format!("{name}-{n}.case")), file)?;
+        }
+    }
+    let few = report.encodings.values().filter(|t| t.cases < o.min).count();
+    Ok(report.differences == 0 && few == 0)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn print(report: &Report, o: &Options, seconds: f64) {
     report.examples.iter().for_each(|e| println!("{e}"));
     let rate = report.cases as f64 / seconds;
     println!("{} cases in {seconds:.1} s, {rate:.0} per second, seed {}", report.cases, o.seed);
-    let own = report.cases - report.thunk_cases;
-    println!("{own} interpreted, {} run by the host (thunks)", report.thunk_cases);
+    println!(
+        "vector and x87 instructions: {} cases with host functions, {} in portable code",
+        report.thunk_cases, report.soft_cases
+    );
     println!("{} faulted, {} differed in undefined flags only", report.faults, report.undefined);
+    println!(
+        "{} agreed to the last place only, {} were excused by the list of differences",
+        report.approximate, report.excused
+    );
     let few: Vec<_> = report.encodings.iter().filter(|(_, t)| t.cases < o.min).collect();
     let least = report.encodings.values().map(|t| t.cases).min().unwrap_or(0);
     println!(
-        "{} encodings ({} by the host), at least {least} cases each",
+        "{} encodings ({} of vectors and the x87), at least {least} cases each",
         report.encodings.len(),
         report.encodings.values().filter(|t| t.thunk).count()
     );
     for (name, t) in &few {
         println!("  only {} cases of {name}", t.cases);
     }
-    let never: Vec<_> =
-        report.encodings.iter().filter(|(_, t)| t.completed == 0).map(|(n, _)| n.as_str()).collect();
-    println!("{} encodings never completed (they faulted): {}", never.len(), never.join(" "));
+    let list = |what: &str, pick: fn(&Tally) -> bool| {
+        let names: Vec<_> =
+            report.encodings.iter().filter(|(_, t)| pick(t)).map(|(n, _)| n.as_str()).collect();
+        println!("{} encodings {what}: {}", names.len(), names.join(" "));
+    };
+    list("never completed (they faulted)", |t| t.cases != 0 && t.completed == 0);
+    list("with other values in undefined flags", |t| t.undefined != 0);
+    list("compared to the last place", |t| t.approximate != 0);
+    list("with excused cases", |t| t.excused != 0);
     for (name, t) in report.encodings.iter().filter(|(_, t)| t.differences != 0) {
         println!("  {name}: {} of {} differ", t.differences, t.cases);
     }
     println!("{} differences", report.differences);
-    Ok(report.differences == 0 && few.is_empty())
+}
+
+#[cfg(all(target_arch = "x86_64", not(feature = "mutants")))]
+fn mutate(_: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    Err("built without the feature 'mutants'".into())
+}
+
+/// Switches on one mistake after the other; what no case shows within its time survives.
+#[cfg(all(target_arch = "x86_64", feature = "mutants"))]
+fn mutate(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    use anura_accel_tcg::mutants;
+    use std::time::{Duration, Instant};
+    let limit = Duration::from_secs(o.seconds.unwrap_or(60));
+    let all = mutants::catalogue();
+    let mut left: Vec<_> = all
+        .iter()
+        .filter(|(_, name)| o.only.as_ref().is_none_or(|only| name.contains(only.as_str())))
+        .collect();
+    let total = left.len();
+    // What breaks the engine altogether need not be told.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut oracle = Oracle::new(o.seed, Sides::Portable)?;
+    let mut slowest = Duration::ZERO;
+    // A short look in both kinds of code first, so that few wait for the long one.
+    for (width, share) in
+        [(Width::Bits64, 0.05), (Width::Bits32, 0.05), (Width::Bits64, 0.6), (Width::Bits32, 0.3)]
+    {
+        if left.is_empty() {
+            break;
+        }
+        mutants::activate(None);
+        oracle.set_width(width)?;
+        let mut survivors = vec![];
+        for entry in left {
+            mutants::activate(None);
+            oracle.renew()?;
+            mutants::activate(Some(entry.0));
+            let start = Instant::now();
+            let mut report = Report::default();
+            let end = limit.mul_f64(share);
+            oracle.run(u64::MAX / 4, None, &mut report, |r| r.differences != 0 || start.elapsed() > end)?;
+            if report.differences == 0 {
+                survivors.push(entry);
+                continue;
+            }
+            slowest = slowest.max(start.elapsed());
+            let by = report.examples.first().and_then(|e| e.split(' ').next()).unwrap_or("");
+            println!("killed after {:.2} s by {by}: {}", start.elapsed().as_secs_f64(), entry.1);
+            if o.list {
+                println!("  {}", report.examples.join(" "));
+            }
+            if let (Some(dir), Some(file)) = (&o.save, report.files.first()) {
+                std::fs::create_dir_all(dir)?;
+                std::fs::write(dir.join(format!("{:04}.case", entry.0.0)), file)?;
+            }
+        }
+        left = survivors;
+    }
+    mutants::activate(None);
+    let killed = total - left.len();
+    left.iter().for_each(|e| println!("survived: {}", e.1));
+    println!("{killed} of {total} mutants killed, the slowest after {:.1} s", slowest.as_secs_f64());
+    Ok(killed * 100 >= total * 95)
 }
