@@ -59,7 +59,7 @@ impl Word {
 pub enum Support {
     /// The software engine itself (or nothing has to be run).
     Engine,
-    /// The host's own processor, which must have the feature.
+    /// The host's own processor where it has the feature, portable code of the engine elsewhere.
     Host,
     /// Nobody yet.
     None,
@@ -240,17 +240,11 @@ impl FeatureSet {
         }
         set
     }
-    /// What the software engine can offer on this host.
+    /// What the software engine can offer, on any host.
     pub fn available() -> Self {
-        let host = Self::host();
         let mut set = Self::default();
         for f in Feature::ALL {
-            let ok = match f.support() {
-                Support::Engine => true,
-                Support::Host => host.has(*f),
-                Support::None => false,
-            };
-            set.set(*f, ok);
+            set.set(*f, f.support() != Support::None);
         }
         set
     }
@@ -377,87 +371,8 @@ pub struct ParsedModel {
     pub tsc_frequency: Option<u64>,
 }
 
-struct Row {
-    name: &'static str,
-    vendor: &'static [u8; 12],
-    family: u32,
-    model: u32,
-    stepping: u32,
-    model_id: &'static str,
-    level: u32,
-    xlevel: u32,
-    phys_bits: u8,
-    /// `None`: everything that can be had.
-    features: Option<&'static [Feature]>,
-}
-
+use crate::models::{MODELS, Row};
 use Feature as F;
-
-/// The models by name. Feature lists follow QEMU 7.2's models of the same names.
-const MODELS: &[Row] = &[
-    Row {
-        name: "qemu64",
-        vendor: b"AuthenticAMD",
-        family: 15,
-        model: 107,
-        stepping: 1,
-        model_id: "QEMU Virtual CPU version 2.5+",
-        level: 0xd,
-        xlevel: 0x8000_000a,
-        phys_bits: 40,
-        #[rustfmt::skip]
-        features: Some(&[
-            F::Fpu, F::De, F::Pse, F::Tsc, F::Msr, F::Mce, F::Cx8, F::Pge, F::Cmov, F::Pat, F::Fxsr, F::Mmx,
-            F::Sse, F::Sse2, F::Pae, F::Sep, F::Apic, F::Mtrr, F::Clflush, F::Mca, F::Pse36, F::Sse3, F::Cx16,
-            F::Hypervisor, F::Lm, F::Syscall, F::Nx, F::LahfLm,
-        ]),
-    },
-    Row {
-        name: "qemu32",
-        vendor: b"GenuineIntel",
-        family: 6,
-        model: 6,
-        stepping: 3,
-        model_id: "QEMU Virtual CPU version 2.5+",
-        level: 4,
-        xlevel: 0x8000_0004,
-        phys_bits: 32,
-        #[rustfmt::skip]
-        features: Some(&[
-            F::Fpu, F::De, F::Pse, F::Tsc, F::Msr, F::Mce, F::Cx8, F::Pge, F::Cmov, F::Pat, F::Fxsr, F::Mmx,
-            F::Sse, F::Sse2, F::Pae, F::Sep, F::Apic, F::Sse3, F::Hypervisor,
-        ]),
-    },
-    Row {
-        name: "kvm64",
-        vendor: b"GenuineIntel",
-        family: 15,
-        model: 6,
-        stepping: 1,
-        model_id: "Common KVM processor",
-        level: 0xd,
-        xlevel: 0x8000_0008,
-        phys_bits: 40,
-        #[rustfmt::skip]
-        features: Some(&[
-            F::Fpu, F::De, F::Pse, F::Tsc, F::Msr, F::Mce, F::Cx8, F::Pge, F::Cmov, F::Pat, F::Fxsr, F::Mmx,
-            F::Sse, F::Sse2, F::Pae, F::Sep, F::Apic, F::Mtrr, F::Clflush, F::Mca, F::Pse36, F::Sse3, F::Cx16,
-            F::Hypervisor, F::Lm, F::Syscall, F::Nx,
-        ]),
-    },
-    Row {
-        name: "max",
-        vendor: b"AuthenticAMD",
-        family: 15,
-        model: 107,
-        stepping: 1,
-        model_id: "Anura software CPU",
-        level: 0xd,
-        xlevel: 0x8000_000a,
-        phys_bits: 40,
-        features: None,
-    },
-];
 
 /// What 80000001:EDX repeats of 1:EDX on AMD.
 const AMD_ALIASES: u32 = 0x0183_f3ff;
@@ -468,12 +383,17 @@ impl CpuModel {
         MODELS.iter().map(|r| r.name)
     }
 
-    /// The model of the given name, cut to what is `available`.
+    /// The model of the given name; `max` is what is `available`, `base` nothing.
     pub fn named(name: &str, available: &FeatureSet) -> Result<Self, ModelError> {
         let row = MODELS.iter().find(|r| r.name == name);
         let row = row.ok_or_else(|| ModelError::UnknownModel(name.to_owned()))?;
-        let features = match row.features {
-            Some(list) => FeatureSet::of(list),
+        let Row { name, vendor, id: (family, model, stepping), model_id, levels, phys_bits, features } = *row;
+        let features = match features {
+            Some(list) => {
+                let mut set = FeatureSet::default();
+                list.split_ascii_whitespace().filter_map(Feature::by_name).for_each(|f| set.set(f, true));
+                set
+            }
             None => {
                 let mut all = *available;
                 for depends_on_state in [F::Ht, F::CmpLegacy, F::Ss, F::Acpi, F::Invtsc] {
@@ -483,16 +403,16 @@ impl CpuModel {
             }
         };
         Ok(Self {
-            name: row.name.to_owned(),
-            vendor: *row.vendor,
-            family: row.family,
-            model: row.model,
-            stepping: row.stepping,
-            model_id: row.model_id.to_owned(),
-            level: row.level,
-            xlevel: row.xlevel,
+            name: name.to_owned(),
+            vendor: *vendor,
+            family,
+            model,
+            stepping,
+            model_id: model_id.to_owned(),
+            level: levels.0,
+            xlevel: levels.1,
             features,
-            phys_bits: row.phys_bits,
+            phys_bits,
         })
     }
 

@@ -8,6 +8,7 @@
 pub mod apic;
 pub mod cpuid;
 pub mod desc;
+mod models;
 pub mod msr;
 pub mod paging;
 pub mod regs;
