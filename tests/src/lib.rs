@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod device_fuzz;
+pub mod guests;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

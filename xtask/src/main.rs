@@ -70,8 +70,11 @@ fn with_guest() -> Result<(), String> {
 /// Debian packages with tools that tests use, where they can be installed; tests skip without them.
 fn install_tools() {
     let wanted = [("iasl", "acpica-tools")];
-    let missing: Vec<&str> =
+    let mut missing: Vec<&str> =
         wanted.iter().filter(|(tool, _)| !on_path(tool)).map(|(_, package)| *package).collect();
+    if !Path::new("/usr/share/seabios/bios-256k.bin").is_file() {
+        missing.push("seabios");
+    }
     if missing.is_empty() || !rooted() || !on_path("apt-get") {
         return;
     }
