@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+mod suites;
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -18,6 +20,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fuzz cpu --mutate      breaks the interpreter in one place at a time; the comparison has to find it
   fuzz devices [ARGS]    random traffic on all devices
   soak cpu               fuzz cpu for hours, with new seeds
+  suites NAME --from DIR a suite by others against its list of expected results; more with suites
   soak                   the fuzzers for a long time, with new seeds";
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         ["fuzz", "cpu", rest @ ..] => binary("fuzz_cpu", rest),
         ["fuzz", "devices", rest @ ..] => binary("fuzz_devices", rest),
         ["soak", "cpu"] => soak_cpu(),
+        ["suites", rest @ ..] => suites::judge(rest),
         ["soak"] => soak(),
         _ => Err(USAGE.to_owned()),
     };
