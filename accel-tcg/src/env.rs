@@ -7,9 +7,9 @@ use crate::interp::flags;
 use crate::mmu::Mmu;
 use anura_accel::{CpuPlatform, VmConfig, VmSpaces};
 use anura_vmcore::{CpuSignal, Requester};
-use anura_x86::regs::{efer, rflags, vector};
-use anura_x86::state::{EventKind, PendingException};
-use anura_x86::{Activity, CpuState, Msrs, Segment, Shadow, TableReg, XsaveImage};
+use anura_x86::regs::{cr4, efer, rflags, vector};
+use anura_x86::state::{EventKind, PendingException, is_canonical, is_canonical_57};
+use anura_x86::{Activity, CpuState, Feature, Msrs, Segment, Shadow, TableReg, XsaveImage};
 use std::sync::Arc;
 
 /// x87, SSE and AVX registers in the XSAVE standard layout.
@@ -257,6 +257,11 @@ impl Cpu {
         }
     }
 
+    /// Whether a base register may hold an address: with 57 bits where the processor has them at all.
+    pub fn canonical_base(&self, va: u64) -> bool {
+        if self.vm.config.model.has(Feature::La57) { is_canonical_57(va) } else { is_canonical(va) }
+    }
+
     /// Recomputes the mode key and the view of memory that goes with it.
     pub fn mode_changed(&mut self) {
         self.env.update_mode_key();
@@ -433,6 +438,12 @@ impl Env {
     pub fn long_mode(&self) -> bool {
         self.efer & efer::LMA != 0
     }
+    /// Whether a linear address is canonical by the current paging.
+    #[inline]
+    pub fn canonical(&self, va: u64) -> bool {
+        if self.cr4 & cr4::LA57 != 0 { is_canonical_57(va) } else { is_canonical(va) }
+    }
+
     /// Linear address of the next instruction.
     #[inline(always)]
     pub fn linear_rip(&self) -> u64 {

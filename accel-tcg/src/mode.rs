@@ -123,6 +123,9 @@ impl Cpu {
             (Feature::Xsave, cr4::OSXSAVE),
             (Feature::Smep, cr4::SMEP),
             (Feature::Smap, cr4::SMAP),
+            (Feature::Pku, cr4::PKE),
+            (Feature::Pks, cr4::PKS),
+            (Feature::La57, cr4::LA57),
         ] {
             if m.has(feature) {
                 allowed |= bits;
@@ -192,11 +195,13 @@ impl Cpu {
         let lma = self.env.long_mode();
         if value & !self.cr4_allowed() != 0
             || lma && value & cr4::PAE == 0
+            || lma && (value ^ old) & cr4::LA57 != 0
             || value & !old & cr4::PCIDE != 0 && (!lma || self.env.cr3 & cr3::PCID != 0)
         {
             return Err(Fault::GP0);
         }
         let paging = cr4::PAE | cr4::PSE | cr4::PGE | cr4::SMEP | cr4::SMAP | cr4::PCIDE | cr4::PKE;
+        let paging = paging | cr4::PKS | cr4::LA57;
         if self.env.cr0 & cr0::PG != 0
             && !lma
             && value & cr4::PAE != 0

@@ -119,12 +119,13 @@ features! {
         Avx512bw = 30 "avx512bw" None, Avx512vl = 31 "avx512vl" None,
     }
     L7Ecx {
-        Avx512vbmi = 1 "avx512vbmi" None, Umip = 2 "umip" Engine, Pku = 3 "pku" None, Ospke = 4 "ospke" None,
+        Avx512vbmi = 1 "avx512vbmi" None, Umip = 2 "umip" Engine, Pku = 3 "pku" Engine, Ospke = 4 "ospke" None,
         Waitpkg = 5 "waitpkg" None, Avx512vbmi2 = 6 "avx512vbmi2" None, Gfni = 8 "gfni" Host,
         Vaes = 9 "vaes" Host, Vpclmulqdq = 10 "vpclmulqdq" Host, Avx512vnni = 11 "avx512vnni" None,
         Avx512bitalg = 12 "avx512bitalg" None, Avx512vpopcntdq = 14 "avx512-vpopcntdq" None,
-        La57 = 16 "la57" None, Rdpid = 22 "rdpid" Engine, BusLockDetect = 24 "bus-lock-detect" None,
+        La57 = 16 "la57" Engine, Rdpid = 22 "rdpid" Engine, BusLockDetect = 24 "bus-lock-detect" None,
         Cldemote = 25 "cldemote" None, Movdiri = 27 "movdiri" None, Movdir64b = 28 "movdir64b" None,
+        Pks = 31 "pks" Engine,
     }
     L7Edx {
         Fsrm = 4 "fsrm" Engine, MdClear = 10 "md-clear" None, Serialize = 14 "serialize" None,
@@ -302,6 +303,8 @@ pub struct Asker {
     pub topology: Topology,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
+    /// CR4.PKE.
+    pub ospke: bool,
     /// XCR0.
     pub xcr0: u64,
     /// The local APIC is enabled in IA32_APIC_BASE.
@@ -546,7 +549,8 @@ impl CpuModel {
     }
     /// Bits of XCR0 that may be set.
     pub fn xcr0_supported(&self) -> u64 {
-        if self.has(F::Avx) { xcr0::ALL } else { xcr0::X87 | xcr0::SSE }
+        let vectors = if self.has(F::Avx) { xcr0::ALL } else { xcr0::X87 | xcr0::SSE };
+        if self.has(F::Pku) && self.has(F::Xsave) { vectors | xcr0::PKRU } else { vectors }
     }
     /// Physical addresses are below this.
     pub fn phys_limit(&self) -> u64 {
@@ -593,7 +597,10 @@ impl CpuModel {
             4 if self.is_intel() => self.leaf_4(subleaf, who),
             5 => [0, 0, 3, 0],
             6 => [f(Word::L6Eax), 0, 0, 0],
-            7 if subleaf == 0 => [0, f(Word::L7Ebx), f(Word::L7Ecx), f(Word::L7Edx)],
+            7 if subleaf == 0 => {
+                let ospke = if self.has(F::Pku) && who.ospke { 1 << 4 } else { 0 };
+                [0, f(Word::L7Ebx), f(Word::L7Ecx) | ospke, f(Word::L7Edx)]
+            }
             0xb => leaf_b(subleaf, who),
             0xd if self.has(F::Xsave) => self.leaf_d(subleaf, who),
             0x4000_0000 => {
@@ -618,7 +625,11 @@ impl CpuModel {
             0x8000_0006 => [0, 0x4200_4200, 0x0200_8140, 0x0080_8140],
             0x8000_0007 => [0, 0, 0, f(Word::E7Edx)],
             0x8000_0008 => {
-                let linear = if self.has(F::Lm) { 48 << 8 } else { 32 << 8 };
+                let linear = match (self.has(F::Lm), self.has(F::La57)) {
+                    (true, true) => 57 << 8,
+                    (true, false) => 48 << 8,
+                    _ => 32 << 8,
+                };
                 let logical = who.topology.cores * who.topology.threads;
                 let ecx = if logical > 1 { who.topology.package_shift() << 12 | (logical - 1) } else { 0 };
                 [linear | u32::from(self.phys_bits), f(Word::E8Ebx), ecx, 0]
@@ -667,16 +678,23 @@ impl CpuModel {
 
     fn leaf_d(&self, subleaf: u32, who: &Asker) -> [u32; 4] {
         let supported = self.xcr0_supported();
-        let size = |x: u64| if x & xcr0::AVX != 0 { 832 } else { 576 };
+        let size = |x: u64| match (x & xcr0::PKRU != 0, x & xcr0::AVX != 0) {
+            (true, _) => 2696,
+            (_, true) => 832,
+            _ => 576,
+        };
+        let compact_size =
+            |x: u64| 576 + if x & xcr0::AVX != 0 { 256 } else { 0 } + if x & xcr0::PKRU != 0 { 8 } else { 0 };
         match subleaf {
             0 => [supported as u32, size(who.xcr0), size(supported), 0],
-            // EBX: the compacted size for XCR0; equal to the standard one up to AVX.
+            // EBX: the compacted size for XCR0.
             1 => {
                 let features = self.features.word(Word::LdEax);
                 let compact = features & 0b1010 != 0;
-                [features, if compact { size(who.xcr0) } else { 0 }, 0, 0]
+                [features, if compact { compact_size(who.xcr0) } else { 0 }, 0, 0]
             }
             2 if supported & xcr0::AVX != 0 => [256, 576, 0, 0],
+            9 if supported & xcr0::PKRU != 0 => [8, 2688, 0, 0],
             _ => [0; 4],
         }
     }
@@ -705,7 +723,7 @@ mod tests {
 
     fn asker(topology: Topology, index: u32) -> Asker {
         let apic_id = topology.apic_id(index);
-        Asker { apic_id, topology, osxsave: false, xcr0: 1, apic_enabled: true }
+        Asker { apic_id, topology, osxsave: false, ospke: false, xcr0: 1, apic_enabled: true }
     }
     fn qemu64() -> CpuModel {
         CpuModel::named("qemu64", &FeatureSet::available()).unwrap()

@@ -63,6 +63,8 @@ pub const MC0_CTL: u32 = 0x400;
 pub const MC_BANKS: usize = 10;
 /// TSC deadline of the local APIC timer.
 pub const TSC_DEADLINE: u32 = 0x6e0;
+/// IA32_PKRS.
+pub const PKRS: u32 = 0x6e1;
 /// First x2APIC register.
 pub const X2APIC_FIRST: u32 = 0x800;
 /// Last x2APIC register.
@@ -150,6 +152,10 @@ pub struct Msrs {
     pub mc_bank: [[u64; 4]; MC_BANKS],
     /// XSS.
     pub xss: u64,
+    /// PKRU, which is no MSR but is kept with its sister.
+    pub pkru: u64,
+    /// PKRS.
+    pub pkrs: u64,
     /// AMD HWCR.
     pub amd_hwcr: u64,
     /// Microcode revision as BIOS_SIGN_ID shows it.
@@ -185,6 +191,8 @@ impl Msrs {
             mcg_ctl: 0,
             mc_bank: [[0; 4]; MC_BANKS],
             xss: 0,
+            pkru: 0,
+            pkrs: 0,
             amd_hwcr: 0,
             microcode: 0x0100_0065 << 32,
         }
@@ -216,6 +224,8 @@ impl Msrs {
             mcg_ctl,
             mc_bank,
             xss,
+            pkru,
+            pkrs,
             amd_hwcr,
             microcode,
         } = self;
@@ -239,6 +249,8 @@ impl Msrs {
             *mcg_status,
             *mcg_ctl,
             *xss,
+            *pkru,
+            *pkrs,
             *amd_hwcr,
             *microcode,
         ];
@@ -275,6 +287,8 @@ impl Msrs {
             &mut m.mcg_status,
             &mut m.mcg_ctl,
             &mut m.xss,
+            &mut m.pkru,
+            &mut m.pkrs,
             &mut m.amd_hwcr,
             &mut m.microcode,
         ]

@@ -14,6 +14,8 @@ pub const D: u64 = 1 << 6;
 pub const PS: u64 = 1 << 7;
 /// Global.
 pub const G: u64 = 1 << 8;
+/// Shift of the protection key.
+pub const KEY_SHIFT: u32 = 59;
 /// No execute.
 pub const NX: u64 = 1 << 63;
 /// Address bits of an 8-byte entry.
@@ -30,9 +32,11 @@ pub enum Mode {
     Pae,
     /// 4-level paging.
     FourLevel,
+    /// 5-level paging.
+    FiveLevel,
 }
 
-/// Bits that must be zero in a present entry. `level` is 4 for a PML4 entry down to 1 for a
+/// Bits that must be zero in a present entry. `level` is 5 for a PML5 entry down to 1 for a
 /// page table entry; `large` says that the entry maps a page by PS.
 pub fn reserved(mode: Mode, level: u8, large: bool, phys_bits: u8, nxe: bool, pse: bool, gb: bool) -> u64 {
     let nx = if nxe { 0 } else { NX };
@@ -51,9 +55,9 @@ pub fn reserved(mode: Mode, level: u8, large: bool, phys_bits: u8, nxe: bool, ps
             let low = if level == 2 && large { 0x1f_e000 } else { 0 };
             nx | 0x7ff0_0000_0000_0000 | above(phys_bits) | low
         }
-        Mode::FourLevel => {
+        Mode::FourLevel | Mode::FiveLevel => {
             let low = match (level, large) {
-                (4, _) => PS,
+                (4 | 5, _) => PS,
                 (3, _) if !gb => PS,
                 (3, true) => 0x3fff_e000,
                 (2, true) => 0x1f_e000,

@@ -134,6 +134,8 @@ pub mod cr4 {
     pub const SMAP: u64 = 1 << 21;
     /// Protection keys of user pages.
     pub const PKE: u64 = 1 << 22;
+    /// Protection keys of supervisor pages.
+    pub const PKS: u64 = 1 << 24;
 }
 
 /// The EFER MSR.
@@ -229,7 +231,9 @@ pub mod xcr0 {
     pub const SSE: u64 = 1 << 1;
     /// Upper halves of the YMM registers.
     pub const AVX: u64 = 1 << 2;
-    /// What this project knows.
+    /// Protection key rights.
+    pub const PKRU: u64 = 1 << 9;
+    /// What this project knows of registers.
     pub const ALL: u64 = X87 | SSE | AVX;
 }
 

@@ -255,6 +255,11 @@ pub const fn is_canonical(va: u64) -> bool {
     (va as i64) << 16 >> 16 == va as i64
 }
 
+/// Whether a linear address is canonical with 57 bits.
+pub const fn is_canonical_57(va: u64) -> bool {
+    (va as i64) << 7 >> 7 == va as i64
+}
+
 impl CpuState {
     /// After power-up or RESET (vol. 3, 10.1.4). `signature` is CPUID.1:EAX, which EDX shows.
     pub fn reset(signature: u32) -> Self {
@@ -366,7 +371,7 @@ impl CpuState {
             return bad("CR8", self.cr8);
         }
         if self.xcr0 & xcr0::X87 == 0
-            || self.xcr0 & !xcr0::ALL != 0
+            || self.xcr0 & !(xcr0::ALL | xcr0::PKRU) != 0
             || self.xcr0 & (xcr0::SSE | xcr0::AVX) == xcr0::AVX
         {
             return bad("XCR0", self.xcr0);
@@ -378,11 +383,14 @@ impl CpuState {
         }
         let bases = self.seg.iter().chain([&self.ldtr, &self.tr]).map(|s| s.base);
         for base in bases.chain([self.gdtr.base, self.idtr.base]) {
-            if !is_canonical(base) {
+            // Processors with 5-level paging take all 57 bits here in any mode.
+            if !is_canonical_57(base) {
                 return bad("a segment or table base", base);
             }
         }
-        if self.is_64bit() && !is_canonical(self.rip) {
+        let la57 = self.cr4 & cr4::LA57 != 0;
+        let rip_ok = if la57 { is_canonical_57(self.rip) } else { is_canonical(self.rip) };
+        if self.is_64bit() && !rip_ok {
             return bad("RIP", self.rip);
         }
         if self.xsave.mxcsr() & !mxcsr::ALL != 0 {
@@ -754,7 +762,7 @@ mod tests {
             |s| s.cr8 = 16,
             |s| s.xcr0 = 0,
             |s| s.dr7 = 1 << 40,
-            |s| s.seg[4].base = 1 << 50,
+            |s| s.seg[4].base = 1 << 60,
             |s| s.xsave.set_mxcsr(0x10000),
         ];
         for (i, spoil) in broken.iter().enumerate() {

@@ -9,7 +9,6 @@ use anura_x86::Segment;
 use anura_x86::desc::{Descriptor, Selector, system, tss64};
 use anura_x86::regs::vector;
 use anura_x86::segment::index::{CS, SS};
-use anura_x86::state::is_canonical;
 
 /// Reads the descriptor of a CS selector on the stack or in an instruction; it must be code,
 /// and not 64-bit and 32-bit at once.
@@ -29,7 +28,7 @@ pub(crate) fn code_target(cpu: &mut Cpu, cs: u16) -> Exec<Descriptor> {
 /// #GP(0) unless `rip` may be executed in the code segment.
 pub(crate) fn fits(cpu: &Cpu, code: Descriptor, rip: u64) -> Exec<()> {
     let ok = if cpu.env.long_mode() && code.attr().l() {
-        is_canonical(rip)
+        cpu.env.canonical(rip)
     } else {
         rip <= Segment::from_descriptor(0, code.low(), code.high()).limit.into()
     };

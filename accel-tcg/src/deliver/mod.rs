@@ -20,7 +20,7 @@ use crate::mode::key;
 use anura_x86::desc::{Descriptor, Selector, system, tss16, tss32, tss64};
 use anura_x86::regs::{cr0, dr6, dr7, error, rflags, vector};
 use anura_x86::segment::index::{CS, DS, ES, FS, GS, SS};
-use anura_x86::state::{EventKind, PendingException, is_canonical};
+use anura_x86::state::{EventKind, PendingException};
 use anura_x86::{Segment, Shadow};
 use task::Leave;
 
@@ -172,7 +172,7 @@ impl Frame {
                 return Err(self.overflow);
             }
             at = offset.wrapping_add(self.segment.base) & 0xffff_ffff;
-        } else if !is_canonical(at) {
+        } else if !cpu.env.canonical(at) {
             return Err(self.overflow);
         }
         cpu.probe_write(at, self.size.into(), self.view)?;
@@ -325,7 +325,7 @@ fn enter_long(cpu: &mut Cpu, e: &Event, t: &Target, ext: u32) -> Exec<()> {
         cpu.env.gpr[4] & stack_mask(&cpu.env)
     };
     rsp &= !15;
-    if !is_canonical(t.rip) {
+    if !cpu.env.canonical(t.rip) {
         return Err(Fault::gp(ext));
     }
     let overflow = Fault::with_error(vector::SS, ext);
@@ -359,7 +359,7 @@ fn read_tss_u64(cpu: &mut Cpu, offset: u64, ext: u32) -> Exec<u64> {
         return Err(fault(vector::TS, tr.selector, ext));
     }
     let value = cpu.read_u64(tr.base.wrapping_add(offset), View::Super)?;
-    if is_canonical(value) { Ok(value) } else { Err(Fault::with_error(vector::SS, ext)) }
+    if cpu.env.canonical(value) { Ok(value) } else { Err(Fault::with_error(vector::SS, ext)) }
 }
 
 /// SS and ESP for an inner level from a 32- or 16-bit TSS.

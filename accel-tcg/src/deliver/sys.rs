@@ -10,7 +10,7 @@ use anura_x86::Segment;
 use anura_x86::desc::tss32;
 use anura_x86::regs::{cr0, cr4, efer, rflags, vector};
 use anura_x86::segment::index::{CS, SS};
-use anura_x86::state::{EventKind, is_canonical};
+use anura_x86::state::EventKind;
 
 /// Access rights of the flat segments that the fast system calls load.
 const CODE64: u32 = 0xa09b;
@@ -62,7 +62,7 @@ pub fn sysret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let base = (env.msrs.star >> 48) as u16 | 3;
     let rcx = env.gpr[1];
     if a.size == 8 && env.long_mode() {
-        if !is_canonical(rcx) {
+        if !env.canonical(rcx) {
             return Err(Fault::GP0);
         }
         env.rip = rcx;
@@ -120,7 +120,7 @@ pub fn sysexit(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     }
     let (rcx, rdx) = (env.gpr[1], env.gpr[2]);
     if a.size == 8 && env.long_mode() {
-        if !is_canonical(rcx) || !is_canonical(rdx) {
+        if !env.canonical(rcx) || !env.canonical(rdx) {
             return Err(Fault::GP0);
         }
         (env.rip, env.gpr[4]) = (rdx, rcx);

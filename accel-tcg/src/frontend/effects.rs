@@ -74,6 +74,7 @@ const MAP: &[(CpuidFeature, Feature)] = {
         (C::MOVBE, F::Movbe),
         (C::MSR, F::Msr),
         (C::PCLMULQDQ, F::Pclmulqdq),
+        (C::PKU, F::Pku),
         (C::POPCNT, F::Popcnt),
         (C::RDPID, F::Rdpid),
         (C::RDRAND, F::Rdrand),

@@ -6,12 +6,24 @@ use super::{Flow, HelperArgs};
 use crate::env::{Cpu, Env, Exec, Fault};
 use crate::mmu::View;
 use anura_x86::regs::{cr0, cr4, mxcsr, xcr0};
-use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH, is_canonical};
+use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH};
 use anura_x86::{Feature, XsaveImage};
 
 const X87_BYTES: std::ops::Range<usize> = 32..160;
 const YMM_BYTES: usize = 256;
 const MXCSR_AT: usize = 24;
+/// Offset of PKRU in the standard form.
+const PKRU_AT: u64 = 2688;
+
+/// Offset of PKRU in an image, compacted with these components or standard.
+fn pkru_at(compact: bool, components: u64) -> u64 {
+    match (compact, components & xcr0::AVX != 0) {
+        (false, _) => PKRU_AT,
+        (true, true) => (XSAVE_YMMH + YMM_BYTES) as u64,
+        (true, false) => XSAVE_YMMH as u64,
+    }
+}
+
 /// XCOMP_BV says that the image is compacted.
 const COMPACT: u64 = 1 << 63;
 
@@ -68,7 +80,7 @@ fn need_fpu(cpu: &Cpu) -> Exec<()> {
 
 /// #GP(0) unless aligned; an address that is not canonical comes first, since it may be #SS.
 fn need_aligned(cpu: &Cpu, address: u64, to: u64) -> Exec<()> {
-    if cpu.env.long_mode() && !is_canonical(address) {
+    if cpu.env.long_mode() && !cpu.env.canonical(address) {
         Err(Fault::not_canonical(address))
     } else if address & (to - 1) != 0 {
         Err(Fault::GP0)
@@ -132,10 +144,15 @@ pub fn xsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     };
     need_xsave(cpu, a.a)?;
     let wanted = cpu.env.xcr0 & (a.b & 0xffff_ffff | a.c << 32);
-    let mut used = in_use(&cpu.env.fpu) & wanted;
+    let pkru = cpu.env.msrs.pkru;
+    let mut used = (in_use(&cpu.env.fpu) | if pkru != 0 { xcr0::PKRU } else { 0 }) & wanted;
     let high = wanted & xcr0::AVX != 0;
     let len = if high { XSAVE_YMMH + YMM_BYTES } else { XSAVE_YMMH };
     cpu.probe_write(a.a, len, View::Data)?;
+    let key_rights = a.a.wrapping_add(pkru_at(compact, wanted));
+    if wanted & xcr0::PKRU != 0 {
+        cpu.probe_write(key_rights, 8, View::Data)?;
+    }
     let mut header = [0; 24];
     cpu.load(a.a.wrapping_add(XSAVE_HEADER as u64), &mut header, View::Data)?;
     let fpu = cpu.env.fpu.clone();
@@ -162,6 +179,9 @@ pub fn xsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         let bytes = if cpu.env.is_64bit() { YMM_BYTES } else { YMM_BYTES / 2 };
         let high = &fpu.bytes[XSAVE_YMMH..XSAVE_YMMH + bytes];
         cpu.store(a.a.wrapping_add(XSAVE_YMMH as u64), high, View::Data)?;
+    }
+    if write & xcr0::PKRU != 0 {
+        cpu.write_u64(key_rights, pkru, View::Data)?;
     }
     let old = u64::from_le_bytes(header[..8].try_into().unwrap_or_default());
     let at = a.a.wrapping_add(XSAVE_HEADER as u64);
@@ -203,6 +223,10 @@ pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         let at = a.a.wrapping_add(XSAVE_YMMH as u64);
         cpu.load(at, &mut image.bytes[XSAVE_YMMH..], View::Data)?;
     }
+    let mut pkru = 0;
+    if load & xcr0::PKRU != 0 {
+        pkru = cpu.read_u32(a.a.wrapping_add(pkru_at(compact, form)), View::Data)?.into();
+    }
     let legacy: [u8; 512] = image.bytes[..512].try_into().unwrap_or([0; 512]);
     let with_mxcsr = if compact { load & xcr0::SSE != 0 } else { wanted & (xcr0::SSE | xcr0::AVX) != 0 };
     if with_mxcsr {
@@ -232,6 +256,10 @@ pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
             fpu.bytes[range].fill(0);
         }
     }
+    if wanted & xcr0::PKRU != 0 {
+        cpu.env.msrs.pkru = pkru;
+        cpu.keys_changed();
+    }
     cpu.mode_changed();
     Ok(Flow::EndBlock)
 }
@@ -247,6 +275,9 @@ pub fn xgetbv(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
             let mut used = in_use(&cpu.env.fpu);
             if cpu.env.fpu.mxcsr() != mxcsr::RESET {
                 used |= xcr0::SSE;
+            }
+            if cpu.env.msrs.pkru != 0 {
+                used |= xcr0::PKRU;
             }
             cpu.env.xcr0 & used
         }
@@ -348,6 +379,23 @@ mod tests {
             cpu.env.fpu = XsaveImage::power_up();
             xrstor(&mut cpu, &args(7, 0)).unwrap();
             assert!(cpu.env.fpu == before, "form {kind}");
+        }
+    }
+
+    #[test]
+    fn pkru_is_a_component_of_its_own() {
+        for (kind, at) in [(0, PKRU_AT), (2, 832)] {
+            let (t, mut cpu) = bed();
+            cpu.env.xcr0 |= xcr0::PKRU;
+            cpu.env.msrs.pkru = 0x5555_0000;
+            xsave(&mut cpu, &args(u64::MAX, kind)).unwrap();
+            assert_eq!((word(&t, HEADER), word(&t, AREA + at)), (0x207, 0x5555_0000));
+            cpu.env.msrs.pkru = 0;
+            xrstor(&mut cpu, &args(0x200, 0)).unwrap();
+            assert_eq!(cpu.env.msrs.pkru, 0x5555_0000);
+            cpu.write_u64(HEADER, 7, View::Data).unwrap();
+            xrstor(&mut cpu, &args(u64::MAX, 0)).unwrap();
+            assert_eq!(cpu.env.msrs.pkru, 0);
         }
     }
 

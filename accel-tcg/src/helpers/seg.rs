@@ -7,7 +7,6 @@ use crate::mode::key;
 use anura_x86::desc::{Descriptor, Selector, system};
 use anura_x86::regs::{cr4, rflags, vector};
 use anura_x86::segment::index::{CS, DS, ES, FS, GS, SS};
-use anura_x86::state::is_canonical;
 use anura_x86::{Attr, Segment, TableReg};
 
 /// A fault with a selector error code.
@@ -247,7 +246,7 @@ fn load_system(cpu: &mut Cpu, selector: u16, kinds: &[u8]) -> Exec<Segment> {
     }
     let mut s = Segment::from_descriptor(selector, d.low(), d.high());
     s.base |= u64::from(upper) << 32;
-    if !is_canonical(s.base) {
+    if !cpu.canonical_base(s.base) {
         return Err(gp);
     }
     Ok(s)
@@ -291,7 +290,7 @@ fn read_table(cpu: &mut Cpu, a: &HelperArgs) -> Exec<TableReg> {
         let base = cpu.read_u32(at, View::Data)?;
         u64::from(if a.size == 2 { base & 0xff_ffff } else { base })
     };
-    if !is_canonical(base) {
+    if !cpu.canonical_base(base) {
         return Err(Fault::GP0);
     }
     Ok(TableReg { base, limit })
@@ -426,7 +425,7 @@ pub fn rd_seg_base(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 pub fn wr_seg_base(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     need_fsgsbase(cpu)?;
     let value = if a.size == 4 { a.a & 0xffff_ffff } else { a.a };
-    if !is_canonical(value) {
+    if !cpu.canonical_base(value) {
         return Err(Fault::GP0);
     }
     cpu.env.seg[usize::from(a.reg)].base = value;

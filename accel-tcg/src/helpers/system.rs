@@ -9,7 +9,6 @@ use anura_vmcore::guest_error;
 use anura_x86::cpuid::Asker;
 use anura_x86::regs::{cr0, cr3, cr4, dr6, dr7, rflags};
 use anura_x86::segment::index::{FS, GS};
-use anura_x86::state::is_canonical;
 use anura_x86::{Feature, Shadow, msr};
 
 fn need_cpl0(cpu: &Cpu) -> Exec<()> {
@@ -139,7 +138,7 @@ pub fn lmsw(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 /// INVLPG.
 pub fn invlpg(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     need_cpl0(cpu)?;
-    if !cpu.env.long_mode() || is_canonical(a.a) {
+    if !cpu.env.long_mode() || cpu.env.canonical(a.a) {
         cpu.mmu.flush_page(a.a);
     }
     Ok(Flow::EndBlock)
@@ -152,7 +151,7 @@ pub fn invpcid(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let address = cpu.read_u64(a.b.wrapping_add(8), View::Data)?;
     let without_pcid = cpu.env.cr4 & cr4::PCIDE == 0 && pcid & cr3::PCID != 0;
     let bad = match a.a {
-        0 => pcid >> 12 != 0 || without_pcid || !is_canonical(address),
+        0 => pcid >> 12 != 0 || without_pcid || !cpu.canonical_base(address),
         1 => pcid >> 12 != 0 || without_pcid,
         2 | 3 => false,
         _ => true,
@@ -326,6 +325,7 @@ pub fn cpuid(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
         apic_id: config.topology.apic_id(cpu.id),
         topology: config.topology,
         osxsave: cpu.env.cr4 & cr4::OSXSAVE != 0,
+        ospke: cpu.env.cr4 & cr4::PKE != 0,
         xcr0: cpu.env.xcr0,
         apic_enabled: cpu.apic().base() & anura_x86::apic::base::ENABLE != 0,
     };
@@ -381,6 +381,31 @@ pub fn rdpid(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 /// RDPMC: there are no counters.
 pub fn rdpmc(_: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
     Err(Fault::GP0)
+}
+
+/// RDPKRU.
+pub fn rdpkru(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    if cpu.env.cr4 & cr4::PKE == 0 {
+        return Err(Fault::UD);
+    }
+    if cpu.env.gpr[1] as u32 != 0 {
+        return Err(Fault::GP0);
+    }
+    put_pair(cpu, cpu.env.msrs.pkru);
+    Ok(Flow::Next)
+}
+
+/// WRPKRU.
+pub fn wrpkru(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    if cpu.env.cr4 & cr4::PKE == 0 {
+        return Err(Fault::UD);
+    }
+    if cpu.env.gpr[1] as u32 != 0 || cpu.env.gpr[2] as u32 != 0 {
+        return Err(Fault::GP0);
+    }
+    cpu.env.msrs.pkru = cpu.env.gpr[0] & 0xffff_ffff;
+    cpu.keys_changed();
+    Ok(Flow::EndBlock)
 }
 
 /// RDRAND and RDSEED always succeed. In counted time the number depends on the instruction count
@@ -500,6 +525,7 @@ impl Cpu {
             msr::KERNEL_GS_BASE => m.kernel_gs_base,
             msr::TSC_AUX => m.tsc_aux,
             msr::XSS if model.has(Feature::Xsaves) => m.xss,
+            msr::PKRS if model.has(Feature::Pks) => m.pkrs,
             msr::AMD_HWCR => m.amd_hwcr,
             msr::P5_MC_ADDR | msr::P5_MC_TYPE | msr::PLATFORM_ID => 0,
             msr::TSC_DEADLINE => {
@@ -616,6 +642,12 @@ impl Cpu {
                 Slot::Plain(value)
             }
             msr::FMASK => Slot::Plain(value & 0xffff_ffff),
+            msr::PKRS if model.has(Feature::Pks) => {
+                refuse(value >> 32 != 0)?;
+                self.env.msrs.pkrs = value;
+                self.keys_changed();
+                return Ok(());
+            }
             msr::XSS => {
                 refuse(value != 0)?;
                 Slot::Plain(value)
@@ -637,7 +669,7 @@ impl Cpu {
         let value = match slot {
             Slot::Plain(v) => v,
             Slot::Address(v) => {
-                refuse(model.has(Feature::Lm) && !is_canonical(v))?;
+                refuse(model.has(Feature::Lm) && !self.canonical_base(v))?;
                 v
             }
         };

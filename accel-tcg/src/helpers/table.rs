@@ -75,6 +75,8 @@ pub fn routine(help: Help) -> Routine {
         Help::Rdtscp => system::rdtscp,
         Help::Rdpmc => system::rdpmc,
         Help::Rdpid => system::rdpid,
+        Help::Rdpkru => system::rdpkru,
+        Help::Wrpkru => system::wrpkru,
         Help::Rdrand => system::rdrand,
         Help::Xgetbv => fpu::xgetbv,
         Help::Xsetbv => fpu::xsetbv,

@@ -894,7 +894,7 @@ pub(super) unsafe fn jmp_checked(cpu: &mut Cpu, op: Next) -> Next {
     unsafe {
         let o = &*op;
         let rip = get(cpu, o.a);
-        if ((rip as i64) << 16 >> 16) as u64 != rip {
+        if ((rip as i64) << 16 >> 16) as u64 != rip && !cpu.env.canonical(rip) {
             return fault(cpu, op, Fault::GP0);
         }
         cpu.env.icount += u64::from(o.y);
@@ -981,7 +981,7 @@ pub(super) unsafe fn chk_rip(cpu: &mut Cpu, op: Next) -> Next {
         let o = &*op;
         let v = get(cpu, o.a);
         let ok = if cpu.env.is_64bit() {
-            ((v as i64) << 16 >> 16) as u64 == v
+            cpu.env.canonical(v)
         } else {
             v <= u64::from(cpu.env.seg[anura_x86::segment::index::CS].limit)
         };

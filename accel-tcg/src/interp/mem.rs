@@ -150,7 +150,7 @@ pub(super) unsafe fn ret64(cpu: &mut Cpu, op: Next) -> Next {
             Some(v) => v,
             None => access!(cpu, op, load_slow(cpu, o, va, 8)),
         };
-        if ((rip as i64) << 16 >> 16) as u64 != rip {
+        if ((rip as i64) << 16 >> 16) as u64 != rip && !cpu.env.canonical(rip) {
             return fault(cpu, op, Fault::GP0);
         }
         cpu.env.gpr[4] = va.wrapping_add(o.imm);

@@ -54,6 +54,10 @@ helps! {
     Int1 "int1";
     /// INTO.
     Into "into";
+    /// RDPKRU.
+    Rdpkru "rdpkru";
+    /// WRPKRU.
+    Wrpkru "wrpkru";
     /// IRET.
     Iret "iret";
     /// Far jump: offset a, selector b.

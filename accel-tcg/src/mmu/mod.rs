@@ -17,10 +17,9 @@ use anura_vmcore::{Width, guest_error};
 use anura_x86::Feature;
 use anura_x86::paging::Mode;
 use anura_x86::regs::{cr0, cr4, dr7, rflags};
-use anura_x86::state::is_canonical;
 use std::sync::Arc;
 use tlb::Tlb;
-use walk::{Context, TableMemory, Want};
+use walk::{Context, Keys, TableMemory, Want};
 
 /// On whose behalf memory is accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -464,7 +463,7 @@ impl Cpu {
         {
             return Ok(Place { phys: 0, host });
         }
-        if self.env.long_mode() && !is_canonical(va) {
+        if self.env.long_mode() && !self.env.canonical(va) {
             return Err(if view == View::Stack { Fault::SS0 } else { Fault::not_canonical(va) });
         }
         self.refresh_views();
@@ -619,11 +618,21 @@ impl Cpu {
         self.mmu.flush(false);
     }
 
+    /// The rights of protection keys have changed. What they allow is in cached translations.
+    pub fn keys_changed(&mut self) {
+        let old = self.mmu.context.keys;
+        self.update_context();
+        if self.mmu.context.keys != old {
+            self.mmu.flush(false);
+        }
+    }
+
     fn update_context(&mut self) {
         let e = &self.env;
         let model = &self.vm.config.model;
         let cr = [e.cr0, e.cr3, e.cr4];
         self.mmu.context = Context::new(cr, e.efer, e.pdpte, model.has(Feature::Pdpe1gb), model.phys_bits);
+        self.mmu.context.keys = Keys::new(cr, e.efer, [e.msrs.pkru, e.msrs.pkrs]);
     }
 
     /// Whether data breakpoints are armed may have changed.
@@ -678,7 +687,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn translate_exec_slow(&mut self, va: u64, tag: u64) -> Exec<ExecPage> {
-        if self.env.long_mode() && !is_canonical(va) {
+        if self.env.long_mode() && !self.env.canonical(va) {
             return Err(Fault::GP0);
         }
         self.refresh_views();

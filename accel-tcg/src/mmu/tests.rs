@@ -280,7 +280,7 @@ fn msrs_check_what_they_are_given() {
         (msr::PAT, 0x0007_0406_0007_0406, true),
         (msr::PAT, 2, false),
         (msr::LSTAR, 0xffff_8000_0000_0000, true),
-        (msr::LSTAR, 1 << 47, false),
+        (msr::LSTAR, 1 << 57, false),
         (msr::MTRR_DEF_TYPE, 0xc06, true),
         (msr::MTRR_DEF_TYPE, 0x1000, false),
         (msr::MTRR_PHYS_BASE0, 1 << 44, false),

@@ -31,6 +31,27 @@ pub struct Context {
     pub gb_pages: bool,
     /// MAXPHYADDR.
     pub phys_bits: u8,
+    /// Rights by protection key.
+    pub keys: Keys,
+}
+
+/// Rights by protection key: two bits for each, access disabled and write disabled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keys {
+    /// Of user pages; zero where keys are off.
+    pub user: u32,
+    /// Of supervisor pages.
+    pub supervisor: u32,
+}
+
+impl Keys {
+    /// From the control registers, EFER, PKRU and PKRS.
+    pub fn new(cr: [u64; 3], efer_: u64, rights: [u64; 2]) -> Self {
+        let [c0, _, c4] = cr;
+        let on = |bit| c0 & cr0::PG != 0 && efer_ & efer::LMA != 0 && c4 & bit != 0;
+        let of = |on: bool, rights: u64| if on { rights as u32 } else { 0 };
+        Self { user: of(on(cr4::PKE), rights[0]), supervisor: of(on(cr4::PKS), rights[1]) }
+    }
 }
 
 impl Context {
@@ -40,14 +61,14 @@ impl Context {
         let mode = if c0 & cr0::PG == 0 {
             Mode::Off
         } else if efer_ & efer::LMA != 0 {
-            Mode::FourLevel
+            if c4 & cr4::LA57 != 0 { Mode::FiveLevel } else { Mode::FourLevel }
         } else if c4 & cr4::PAE != 0 {
             Mode::Pae
         } else {
             Mode::Legacy
         };
         let root = match mode {
-            Mode::FourLevel => c3 & paging::ADDRESS,
+            Mode::FourLevel | Mode::FiveLevel => c3 & paging::ADDRESS,
             _ => c3 & 0xffff_f000,
         };
         Self {
@@ -62,6 +83,7 @@ impl Context {
             nxe: efer_ & efer::NXE != 0,
             gb_pages,
             phys_bits,
+            keys: Keys::default(),
         }
     }
 }
@@ -96,6 +118,8 @@ pub struct Page {
     pub global: bool,
     /// The dirty bit is set (after this walk).
     pub dirty: bool,
+    /// Protection key.
+    pub key: u8,
 }
 
 /// Physical memory as the walker sees it.
@@ -109,11 +133,22 @@ pub trait TableMemory {
 impl Page {
     fn flat(va: u64) -> Self {
         let phys = va & !0xfff;
-        Self { phys, shift: 30, user: true, writable: true, nx: false, global: false, dirty: true }
+        Self { phys, shift: 30, user: true, writable: true, nx: false, global: false, dirty: true, key: 0 }
     }
 
     /// Whether the page allows the access, by the rules that `ctx` sets.
     pub fn allows(&self, ctx: &Context, want: Want) -> bool {
+        !self.key_refuses(ctx, want) && self.rights_allow(ctx, want)
+    }
+
+    /// Whether the page's protection key refuses the access.
+    fn key_refuses(&self, ctx: &Context, want: Want) -> bool {
+        let rights = if self.user { ctx.keys.user } else { ctx.keys.supervisor };
+        let (access, write) = (rights >> (self.key * 2) & 1, rights >> (self.key * 2 + 1) & 1);
+        !want.fetch && (access != 0 || write != 0 && want.write && (want.user || ctx.wp))
+    }
+
+    fn rights_allow(&self, ctx: &Context, want: Want) -> bool {
         let write_ok = self.writable || !want.user && !ctx.wp;
         if want.write && !write_ok || want.fetch && self.nx {
             return false;
@@ -155,6 +190,7 @@ fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<
     }
     let wide = ctx.mode != Mode::Legacy;
     let (top, bits) = match ctx.mode {
+        Mode::FiveLevel => (5, 9),
         Mode::FourLevel => (4, 9),
         Mode::Pae => (2, 9),
         _ => (2, 10),
@@ -167,7 +203,7 @@ fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<
         }
         table = pdpte & paging::ADDRESS;
     }
-    let mut path = [Entry::default(); 4];
+    let mut path = [Entry::default(); 5];
     let (mut user, mut writable, mut nx) = (true, true, false);
     let mut level = top;
     loop {
@@ -202,7 +238,7 @@ fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<
 }
 
 struct Leaf {
-    path: [Entry; 4],
+    path: [Entry; 5],
     level: u8,
     top: u8,
     shift: u32,
@@ -232,9 +268,12 @@ fn finish<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want, l: Leaf) ->
         nx: l.nx && ctx.nxe,
         global: ctx.pge && leaf & paging::G != 0,
         dirty: leaf & paging::D != 0 || want.write,
+        key: if wide { (leaf >> paging::KEY_SHIFT & 15) as u8 } else { 0 },
     };
-    if !page.allows(ctx, want) {
-        return Some(Err(l.code | error::PF_P));
+    let refused = page.key_refuses(ctx, want);
+    if refused || !page.rights_allow(ctx, want) {
+        let key = if refused { error::PF_PK } else { 0 };
+        return Some(Err(l.code | error::PF_P | key));
     }
     for level in (l.level..=l.top).rev() {
         let e = l.path[usize::from(level) - 1];
@@ -301,6 +340,7 @@ mod tests {
             nxe: true,
             gb_pages: true,
             phys_bits: 40,
+            keys: Keys::default(),
         }
     }
     /// Maps linear 0x1234_5000 with the given leaf at each level.
@@ -365,6 +405,43 @@ mod tests {
         let m = tables(0x5001);
         assert!(walk(&m, &long(), VA, WRITE).is_err());
         assert_eq!((m.read(0x1000, true), m.read(0x2000, true)), (0x2007, 0x3007));
+    }
+
+    #[test]
+    fn protection_keys_refuse_data_accesses_of_their_kind_of_page() {
+        let key = 3u64 << paging::KEY_SHIFT;
+        // Key 3: user pages may not be accessed, supervisor pages not be written.
+        let ctx = Context { keys: Keys { user: 1 << 6, supervisor: 2 << 6 }, ..long() };
+        let without_wp = Context { wp: false, ..ctx };
+        type Case = (&'static str, Context, u64, Want, Result<(), u32>);
+        let table: &[Case] = &[
+            ("user read", ctx, 0x5007 | key, USER, Err(0x25)),
+            ("user write", ctx, 0x5007 | key, UWRITE, Err(0x27)),
+            ("supervisor read of a user page", ctx, 0x5007 | key, READ, Err(0x21)),
+            ("fetch", ctx, 0x5007 | key, Want { fetch: true, ..USER }, Ok(())),
+            ("another key", ctx, 0x5007 | 4 << paging::KEY_SHIFT, USER, Ok(())),
+            ("supervisor write", ctx, 0x5003 | key, WRITE, Err(0x23)),
+            ("supervisor write with WP clear", without_wp, 0x5003 | key, WRITE, Ok(())),
+            ("supervisor read", ctx, 0x5003 | key, READ, Ok(())),
+            ("user on a supervisor page", ctx, 0x5003 | key, USER, Err(5)),
+        ];
+        for (name, ctx, pte, want, expected) in table {
+            let got = walk(&tables(*pte), ctx, VA, *want).map(|_| ());
+            assert_eq!(got, *expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn five_levels_translate_57_bits() {
+        let m = tables(0x5007);
+        m.put(0x8000 + 0x11 * 8, 0x1007);
+        let ctx = Context { mode: Mode::FiveLevel, root: 0x8000, ..long() };
+        let va = 0x11 << 48 | VA;
+        assert_eq!(walk(&m, &ctx, va, UWRITE).map(|p| p.phys), Ok(0x5000));
+        assert_eq!(m.read(0x8000 + 0x11 * 8, true), 0x1027);
+        assert_eq!(walk(&m, &ctx, VA, READ), Err(0));
+        m.put(0x8000 + 0x11 * 8, 0x1087);
+        assert_eq!(walk(&m, &ctx, va, READ), Err(9));
     }
 
     #[test]

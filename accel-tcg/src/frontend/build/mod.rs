@@ -197,6 +197,8 @@ pub fn instruction(b: &mut Builder<'_>) {
         Rdtscp => system::simple [Help::Rdtscp, false];
         Rdpmc => system::simple [Help::Rdpmc, false];
         Xgetbv => system::simple [Help::Xgetbv, false];
+        Rdpkru => system::simple [Help::Rdpkru, false];
+        Wrpkru => system::simple [Help::Wrpkru, true];
         Xsetbv => system::simple [Help::Xsetbv, true];
         Serialize => system::simple [Help::Serialize, true];
         Rdpid => system::to_register [Help::Rdpid];
