@@ -10,7 +10,14 @@ use std::path::Path;
 
 fn leaves(m: &CpuModel) -> String {
     let topology = Topology { sockets: 1, cores: 2, threads: 2 };
-    let who = Asker { apic_id: 1, topology, osxsave: true, xcr0: m.xcr0_supported(), apic_enabled: true };
+    let who = Asker {
+        apic_id: 1,
+        topology,
+        osxsave: true,
+        ospke: false,
+        xcr0: m.xcr0_supported(),
+        apic_enabled: true,
+    };
     let subleaves = |leaf: u32| match leaf {
         4 | 0xb | 0xd => 4,
         7 => 2,
