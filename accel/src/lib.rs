@@ -35,6 +35,10 @@ pub struct Capabilities {
     pub max_vcpus: u32,
     /// All vCPUs take turns on one thread.
     pub in_turn: bool,
+    /// The rate of the time stamp counter, where the engine cannot choose it.
+    pub tsc_khz: Option<u64>,
+    /// Why this engine, though it works, is slower here than another would be.
+    pub slow: Option<String>,
 }
 
 /// Why an engine cannot run here: one line for the user, with the way out.
@@ -98,6 +102,9 @@ pub struct VmConfig {
 pub trait AccelVm: Send + Sync {
     /// Makes one vCPU in its power-on state. `signal` is how the machine gets its attention.
     fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError>;
+    /// Tells the trackers of guest RAM what guest code wrote, where the engine does not do so at once. Called with
+    /// all vCPUs standing, before anybody looks for dirty pages or runs translated code.
+    fn sync_dirty(&self) {}
     /// Counters and sizes for `info jit` and `info exits`, one per line.
     fn info(&self) -> String {
         String::new()

@@ -63,7 +63,7 @@ impl Accelerator for Scripted {
     }
 
     fn probe(&self) -> Result<Capabilities, Unavailable> {
-        Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn: true })
+        Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn: true, ..Capabilities::default() })
     }
 
     fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {

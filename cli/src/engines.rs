@@ -3,14 +3,15 @@
 //! The list is passed along, not a static: nothing below `cli` knows it. A choice that falls back says so in one
 //! line; an engine asked for alone never falls back.
 
-use anura_accel::Accelerator;
+use anura_accel::{Accelerator, Capabilities};
 use anura_accel::verify::{Options, Verify};
+use anura_accel_kvm::{Kvm, Stepping};
 use anura_accel_tcg::Interp;
 use anura_machine::config::{AccelConfig, MachineConfig};
 
 /// All engines of this build, best first.
 pub fn built_in() -> Vec<Box<dyn Accelerator>> {
-    vec![Box::new(Interp)]
+    vec![Box::new(Kvm::new(Interp)), Box::new(Interp)]
 }
 
 /// Names that stand for an engine of ours.
@@ -64,14 +65,37 @@ pub fn choose(
             refused.push(format!("-accel {}: not in this build, which has {}", accel.name, names.join(", ")));
             continue;
         };
-        let Some(engine) = slot.take() else { continue };
+        let Some(mut engine) = slot.take() else { continue };
+        if let Some((_, use_)) = accel.properties.iter().find(|(key, _)| key == "stepper") {
+            let stepping = match use_.as_str() {
+                "failures" => Stepping::Failures,
+                "off" => Stepping::Off,
+                _ => Stepping::Kernels,
+            };
+            engine = Box::new(Kvm::new(Interp).with_stepping(stepping));
+        }
         match engine.probe() {
             Err(why) => refused.push(format!("-accel {}: {why}", accel.name)),
-            Ok(_) => {
-                if !refused.is_empty() {
-                    say(format!("{}; falling back to {}", refused.join("; "), accel.name));
-                } else if config.accel.is_empty() {
-                    say(format!("engine {}: the only one in this build", engine.name()));
+            // Nobody asked for this one, and the next does better.
+            Ok(Capabilities { slow: Some(why), .. }) if config.accel.is_empty() => {
+                refused.push(format!("{} would work, but {why}", engine.name()));
+            }
+            Ok(_) if config.accel.is_empty() && config.icount.is_some() && engine.name() == "kvm" => {
+                refused.push("kvm has no counted time (-icount)".into());
+            }
+            Ok(capabilities) => {
+                let name = engine.name();
+                match (config.accel.is_empty(), refused.is_empty()) {
+                    (true, true) => say(format!("engine {name}")),
+                    (true, false) => say(format!("engine {name}: {}", refused.join("; "))),
+                    (false, false) => {
+                        say(format!("{}; falling back to {}", refused.join("; "), accel.name));
+                    }
+                    (false, true) => {
+                        if let Some(why) = capabilities.slow {
+                            say(format!("-accel {name}: {why}; -accel interp is faster"));
+                        }
+                    }
                 }
                 return Ok(engine);
             }
@@ -112,6 +136,7 @@ mod tests {
     #[test]
     fn a_choice_of_our_own_is_said() {
         let (engine, said) = pick(&[]);
-        assert_eq!((engine, said.len()), (Ok("interp"), 1));
+        // Which one it is depends on the host.
+        assert!(matches!(engine, Ok("interp" | "kvm")) && said.len() == 1, "{engine:?} {said:?}");
     }
 }

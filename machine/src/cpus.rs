@@ -1,6 +1,6 @@
-//! The vCPUs and the thread that runs them in turn.
+//! The vCPUs and the threads that run them: one for each, or one for all in turn, as the engine says.
 //!
-//! One scheduler runs all vCPUs on one thread: a turn is a number of instructions, and HLT or PAUSE ends it. With
+//! In turn, one scheduler runs all vCPUs on one thread: a turn is a number of instructions, and HLT or PAUSE ends it. With
 //! counted time the scheduler also fires the timers, each budget ends at the next deadline, and time in which no
 //! vCPU has anything to do is skipped; what runs when is then a function of the guest alone. Whoever
 //! wants the world to stand calls [`Cpus::pause`], which returns with all vCPUs out of their engine.
@@ -36,8 +36,8 @@ pub enum CpuEvent {
 
 /// Who has the turn, as saved with the machine.
 pub struct Turns {
-    /// The vCPUs.
-    pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// The vCPUs; with a thread for each, they are out of here while they run.
+    vcpus: Vec<Option<Box<dyn Vcpu>>>,
     halted: Vec<bool>,
     current: usize,
     left: u64,
@@ -49,7 +49,8 @@ struct Control {
     /// An event waits for the machine.
     held: bool,
     quit: bool,
-    standing: bool,
+    /// Threads that stand.
+    standing: usize,
 }
 
 struct Shared {
@@ -58,6 +59,8 @@ struct Shared {
     changed: Condvar,
     stop: AtomicBool,
     signals: Vec<Arc<CpuSignal>>,
+    /// Number of threads.
+    runners: usize,
     clock: Clock,
     /// Idle counted time passes as fast as real time.
     sleep: bool,
@@ -68,9 +71,15 @@ struct Shared {
 /// All vCPUs of a machine.
 pub struct Cpus {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    runner: Thread,
-    thread_id: u64,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    runners: Vec<Runner>,
+}
+
+/// A thread that runs vCPUs.
+struct Runner {
+    thread: Thread,
+    /// The host's number of it.
+    id: u64,
 }
 
 /// What `Cpus` is made from.
@@ -85,56 +94,63 @@ pub struct CpusConfig {
     pub sleep: bool,
     /// What devices ask for.
     pub requests: Requests,
-    /// Name of the thread.
-    pub thread_name: String,
+    /// One thread runs all in turn; otherwise each has its own.
+    pub in_turn: bool,
+    /// What the threads' names end in, after `CPU 0/`.
+    pub engine: String,
     /// Called on the vCPUs' thread, which then stands until [`Cpus::release`].
     pub on_event: Box<dyn Fn(CpuEvent) + Send + Sync>,
 }
 
 impl Cpus {
-    /// Starts the thread; the vCPUs stand until [`Cpus::set_running`].
+    /// Starts the threads; the vCPUs stand until [`Cpus::set_running`].
     pub fn new(config: CpusConfig) -> std::io::Result<Self> {
         let count = config.vcpus.len();
+        let runners = if config.in_turn { 1 } else { count };
+        let vcpus = config.vcpus.into_iter().map(Some).collect();
         let shared = Arc::new(Shared {
-            turns: Mutex::new(Turns { vcpus: config.vcpus, halted: vec![false; count], current: 0, left: 0 }),
-            control: Mutex::new(Control {
-                running: false,
-                pauses: 0,
-                held: false,
-                quit: false,
-                standing: false,
-            }),
+            turns: Mutex::new(Turns { vcpus, halted: vec![false; count], current: 0, left: 0 }),
+            control: Mutex::new(Control { running: false, pauses: 0, held: false, quit: false, standing: 0 }),
             changed: Condvar::new(),
             stop: AtomicBool::new(true),
             signals: config.signals,
+            runners,
             clock: config.clock,
             sleep: config.sleep,
             requests: config.requests,
             on_event: config.on_event,
         });
-        let (ids, id) = std::sync::mpsc::channel();
-        let runner = shared.clone();
-        let thread = std::thread::Builder::new().name(config.thread_name).spawn(move || {
-            let _ = ids.send(rustix::thread::gettid().as_raw_nonzero().get());
-            runner.run();
-        })?;
-        let runner = thread.thread().clone();
-        for signal in &shared.signals {
-            let runner = runner.clone();
-            signal.set_hook(move || runner.unpark());
+        let mut cpus = Self { shared, threads: Mutex::default(), runners: Vec::new() };
+        for n in 0..runners {
+            let (ids, id) = std::sync::mpsc::channel();
+            let runner = cpus.shared.clone();
+            let name = format!("CPU {n}/{}", config.engine);
+            let thread = std::thread::Builder::new().name(name).spawn(move || {
+                let _ = ids.send(rustix::thread::gettid().as_raw_nonzero().get());
+                match runner.runners {
+                    1 if config.in_turn => runner.run(|| runner.run_in_turn()),
+                    _ => runner.run(|| runner.run_one(n)),
+                }
+            })?;
+            cpus.runners.push(Runner { thread: thread.thread().clone(), id: id.recv().unwrap_or(0) as u64 });
+            cpus.threads.lock().push(thread);
         }
-        if shared.clock.is_counted() {
-            let signals = shared.signals.clone();
+        for (n, signal) in cpus.shared.signals.iter().enumerate() {
+            let Some(runner) = cpus.runners.get(if config.in_turn { 0 } else { n }) else { continue };
+            let thread = runner.thread.clone();
+            signal.set_hook(move || thread.unpark());
+        }
+        if cpus.shared.clock.is_counted() {
+            let signals = cpus.shared.signals.clone();
             // A nearer deadline shortens the budget of whoever runs.
-            shared.clock.on_earlier(move || signals.iter().for_each(|s| s.raise(CpuSignal::KICK)));
+            cpus.shared.clock.on_earlier(move || signals.iter().for_each(|s| s.raise(CpuSignal::KICK)));
         }
-        let thread_id = id.recv().unwrap_or(0) as u64;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)), runner, thread_id })
+        Ok(cpus)
     }
 
-    /// The host's id of the thread.
-    pub fn thread_id(&self) -> u64 {
-        self.thread_id
+    /// The host's number of the thread that runs vCPU `n`.
+    pub fn thread_id(&self, n: usize) -> u64 {
+        self.runners.get(n).or(self.runners.first()).map_or(0, |r| r.id)
     }
 
     fn update(&self, change: impl FnOnce(&mut Control)) {
@@ -146,12 +162,12 @@ impl Cpus {
             self.shared.signals.iter().for_each(|s| s.raise(CpuSignal::KICK));
         }
         self.shared.changed.notify_all();
-        self.runner.unpark();
+        self.runners.iter().for_each(|r| r.thread.unpark());
     }
 
     fn wait_standing(&self) {
         let mut control = self.shared.control.lock();
-        while control.stop() && !control.standing {
+        while control.stop() && control.standing < self.shared.runners {
             self.shared.changed.wait(&mut control);
         }
     }
@@ -182,7 +198,7 @@ impl Cpus {
 impl Drop for Cpus {
     fn drop(&mut self) {
         self.update(|control| control.quit = true);
-        if let Some(thread) = self.thread.lock().take() {
+        for thread in self.threads.lock().drain(..) {
             // A panic on that thread has been reported there.
             let _ = thread.join();
         }
@@ -205,44 +221,77 @@ enum Outcome {
 }
 
 impl Shared {
-    fn run(&self) {
+    /// Alternates between standing and `work`, which ends when the vCPUs must stand or the machine must act.
+    fn run(&self, work: impl Fn() -> Option<CpuEvent>) {
         loop {
             {
                 let mut control = self.control.lock();
-                while control.stop() && !control.quit {
-                    control.standing = true;
+                if control.stop() {
+                    control.standing += 1;
                     self.changed.notify_all();
-                    self.changed.wait(&mut control);
+                    while control.stop() && !control.quit {
+                        self.changed.wait(&mut control);
+                    }
+                    if control.quit {
+                        return;
+                    }
+                    control.standing -= 1;
                 }
-                if control.quit {
-                    control.standing = true;
-                    self.changed.notify_all();
-                    return;
-                }
-                control.standing = false;
             }
-            let event = {
-                let mut turns = self.turns.lock();
-                loop {
-                    if self.stop.load(Ordering::SeqCst) {
-                        break None;
-                    }
-                    match self.turn(&mut turns) {
-                        Outcome::Ran => {}
-                        Outcome::Idle => self.idle(),
-                        Outcome::Event(event) => break Some(event),
-                    }
-                }
-            };
-            if let Some(event) = event {
+            if let Some(event) = work() {
                 {
                     let mut control = self.control.lock();
                     control.held = true;
                     self.stop.store(true, Ordering::SeqCst);
                 }
+                self.signals.iter().for_each(|s| s.raise(CpuSignal::KICK));
                 (self.on_event)(event);
             }
         }
+    }
+
+    /// All vCPUs on this thread.
+    fn run_in_turn(&self) -> Option<CpuEvent> {
+        let mut turns = self.turns.lock();
+        loop {
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
+            }
+            match self.turn(&mut turns) {
+                Outcome::Ran => {}
+                Outcome::Idle => self.idle(),
+                Outcome::Event(event) => return Some(event),
+            }
+        }
+    }
+
+    /// vCPU `n` on its own thread.
+    fn run_one(&self, n: usize) -> Option<CpuEvent> {
+        let mut vcpu = self.turns.lock().vcpus.get_mut(n)?.take()?;
+        let mut halted = false;
+        let event = loop {
+            if self.stop.load(Ordering::SeqCst) {
+                break None;
+            }
+            if self.requests.pending() {
+                break Some(CpuEvent::Request);
+            }
+            if halted && self.signals[n].poll.load(Ordering::SeqCst) == 0 {
+                // A raised bit, or whoever wants us to stand, wakes this thread.
+                std::thread::park();
+                continue;
+            }
+            let exit = vcpu.run(Budget::Unlimited);
+            trace_event!(vcpu_exit, "cpu {n} reason {exit:?}");
+            halted = exit == VcpuExit::Halted;
+            if let Some(event) = event_of(n as u32, exit) {
+                break Some(event);
+            }
+        };
+        let mut turns = self.turns.lock();
+        turns.vcpus[n] = Some(vcpu);
+        turns.halted[n] = halted;
+        event
     }
 
     /// Waits for a vCPU's signal, or skips to the next timer.
@@ -289,29 +338,35 @@ impl Shared {
         {
             budget = budget.min(self.clock.instructions_until(at).max(1));
         }
-        let vcpu = &mut turns.vcpus[next];
+        let Some(vcpu) = turns.vcpus[next].as_mut() else { return Outcome::Idle };
         let before = vcpu.instructions();
         let exit = vcpu.run(Budget::Instructions(budget));
         let done = vcpu.instructions().wrapping_sub(before);
         turns.left = turns.left.saturating_sub(done);
         turns.halted[next] = exit == VcpuExit::Halted;
         trace_event!(vcpu_exit, "cpu {next} reason {exit:?} instructions {done}");
-        let cpu = next as u32;
         match exit {
-            VcpuExit::Interrupted => {}
-            VcpuExit::BudgetSpent => {
-                // Less than the budget means PAUSE: the turn is over.
-                if done < budget || turns.left == 0 {
-                    turns.pass_on();
+            // Less than the budget means PAUSE: the turn is over.
+            VcpuExit::BudgetSpent if done < budget || turns.left == 0 => turns.pass_on(),
+            VcpuExit::Halted => turns.pass_on(),
+            exit => {
+                if let Some(event) = event_of(next as u32, exit) {
+                    return Outcome::Event(event);
                 }
             }
-            VcpuExit::Halted => turns.pass_on(),
-            VcpuExit::Debug(_) => return Outcome::Event(CpuEvent::Debug(cpu)),
-            VcpuExit::Reset => return Outcome::Event(CpuEvent::Reset(cpu)),
-            VcpuExit::TripleFault => return Outcome::Event(CpuEvent::TripleFault(cpu)),
-            VcpuExit::Failed(error) => return Outcome::Event(CpuEvent::Failed(cpu, error)),
         }
         if self.requests.pending() { Outcome::Event(CpuEvent::Request) } else { Outcome::Ran }
+    }
+}
+
+/// What the machine must know of an exit.
+fn event_of(cpu: u32, exit: VcpuExit) -> Option<CpuEvent> {
+    match exit {
+        VcpuExit::Interrupted | VcpuExit::BudgetSpent | VcpuExit::Halted => None,
+        VcpuExit::Debug(_) => Some(CpuEvent::Debug(cpu)),
+        VcpuExit::Reset => Some(CpuEvent::Reset(cpu)),
+        VcpuExit::TripleFault => Some(CpuEvent::TripleFault(cpu)),
+        VcpuExit::Failed(error) => Some(CpuEvent::Failed(cpu, error)),
     }
 }
 
@@ -319,6 +374,26 @@ impl Turns {
     fn pass_on(&mut self) {
         self.left = 0;
         self.current = (self.current + 1) % self.vcpus.len();
+    }
+
+    /// The vCPUs, in order.
+    pub fn vcpus(&mut self) -> impl Iterator<Item = &mut Box<dyn Vcpu>> {
+        self.vcpus.iter_mut().flatten()
+    }
+
+    /// vCPU `n`, if there is one.
+    pub fn vcpu(&mut self, n: usize) -> Option<&mut Box<dyn Vcpu>> {
+        self.vcpus.get_mut(n)?.as_mut()
+    }
+
+    /// Number of vCPUs.
+    pub fn len(&self) -> usize {
+        self.vcpus.len()
+    }
+
+    /// Never true: a machine has a vCPU.
+    pub fn is_empty(&self) -> bool {
+        self.vcpus.is_empty()
     }
 
     /// Whether vCPU `n` waits for an interrupt.

@@ -213,6 +213,7 @@ impl Machine {
             model: &parsed.model,
             topology,
             clock: clock.clone(),
+            tsc_khz: capabilities.tsc_khz.unwrap_or(TSC_KHZ),
             rtc_base: rtc_base(config.rtc.base),
             roms: &roms,
             chardev: &|id| chardevs.iter().find(|c| c.id() == id).cloned(),
@@ -224,7 +225,7 @@ impl Machine {
             platform: platform.clone(),
             model: parsed.model.clone(),
             topology,
-            tsc_khz: TSC_KHZ,
+            tsc_khz: capabilities.tsc_khz.unwrap_or(TSC_KHZ),
             counted: clock.is_counted(),
         };
         let vm = accel.create_vm(&pc.spaces(), &vm_config)?;
@@ -238,7 +239,8 @@ impl Machine {
             clock: clock.clone(),
             sleep: config.icount.is_none_or(|icount| icount.sleep),
             requests: pc.requests.clone(),
-            thread_name: format!("CPU 0/{}", accel.name().to_uppercase()),
+            in_turn: capabilities.in_turn || clock.is_counted(),
+            engine: accel.name().to_uppercase(),
             on_event: Box::new(move |event| {
                 events.events.lock().push_back(event);
                 events.wake();
@@ -335,7 +337,7 @@ impl Machine {
             while inner.pc.requests.take().is_some() {}
             inner.platform.set_a20(true);
             turns.restart();
-            for vcpu in &mut turns.vcpus {
+            for vcpu in turns.vcpus() {
                 vcpu.reset(kind);
             }
             if kind == ResetKind::System && inner.config.boot.once.is_some() {
@@ -358,7 +360,7 @@ impl Machine {
                     )));
                 }
             }
-            for (n, vcpu) in turns.vcpus.iter_mut().enumerate() {
+            for (n, vcpu) in turns.vcpus().enumerate() {
                 let mut state = vcpu.state();
                 crate::firmware::set_up_cpu(&inner.pc, &mut state);
                 if n == 0 {

@@ -111,12 +111,12 @@ impl MachineControl for Machine {
     fn cpus(&self) -> Vec<CpuInfo> {
         let topology = self.inner.topology;
         self.inner.cpus.pause(|turns| {
-            (0..turns.vcpus.len())
+            (0..turns.len())
                 .map(|n| CpuInfo {
                     index: n as u32,
                     apic_id: topology.apic_id(n as u32),
                     halted: turns.halted(n),
-                    thread_id: self.inner.cpus.thread_id(),
+                    thread_id: self.inner.cpus.thread_id(n),
                 })
                 .collect()
         })
@@ -124,12 +124,13 @@ impl MachineControl for Machine {
 
     fn cpu_state(&self, cpu: u32) -> Result<CpuState, ControlError> {
         self.check_cpu(cpu)?;
-        Ok(self.inner.cpus.pause(|turns| turns.vcpus[cpu as usize].state()))
+        let state = self.inner.cpus.pause(|turns| turns.vcpu(cpu as usize).map(|v| v.state()));
+        state.ok_or_else(|| ControlError(format!("CPU {cpu} is not there")))
     }
 
     fn translate(&self, cpu: u32, va: u64) -> Option<u64> {
         self.check_cpu(cpu).ok()?;
-        self.inner.cpus.pause(|turns| turns.vcpus[cpu as usize].translate(va))
+        self.inner.cpus.pause(|turns| turns.vcpu(cpu as usize)?.translate(va))
     }
 
     fn memory_map(&self) -> MemoryMap {
@@ -172,7 +173,7 @@ impl MachineControl for Machine {
     fn exits_text(&self) -> String {
         self.inner.cpus.pause(|turns| {
             let mut text = String::new();
-            for (n, vcpu) in turns.vcpus.iter().enumerate() {
+            for (n, vcpu) in turns.vcpus().enumerate() {
                 text.push_str(&format!("CPU {n}: {} instructions\n", vcpu.instructions()));
                 for (cause, count) in vcpu.exit_counts() {
                     text.push_str(&format!("  {cause}: {count}\n"));

@@ -99,6 +99,8 @@ pub struct PcParts<'a> {
     pub topology: Topology,
     /// Guest time.
     pub clock: Clock,
+    /// Rate of the vCPUs' time stamp counter.
+    pub tsc_khz: u64,
     /// Seconds since 1970 at guest time 0.
     pub rtc_base: i64,
     /// Firmware and option ROMs.
@@ -156,7 +158,7 @@ impl Pc {
                     apic_id: parts.topology.apic_id(cpu),
                     x2apic: parts.model.has(anura_x86::Feature::X2apic),
                     phys_bits: u32::from(parts.model.phys_bits),
-                    tsc_khz: TSC_KHZ,
+                    tsc_khz: parts.tsc_khz,
                 };
                 LocalApic::new(&apic, signals[cpu as usize].clone(), &clock, &apic_bus)
             })

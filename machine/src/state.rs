@@ -66,7 +66,7 @@ impl Machine {
             let mut states =
                 vec![("clock".to_owned(), inner.pc.clock.save()), ("turns".to_owned(), turns.save())];
             states.push(("a20".to_owned(), Record::new(1).with(1, inner.platform.a20())));
-            for (n, vcpu) in turns.vcpus.iter_mut().enumerate() {
+            for (n, vcpu) in turns.vcpus().enumerate() {
                 states.push((format!("cpu{n}"), save_cpu(&vcpu.state())));
             }
             for (path, device) in inner.pc.devices() {
@@ -102,7 +102,7 @@ impl Machine {
             for (path, device) in inner.pc.devices() {
                 device.load(find(path)?).map_err(failed(path))?;
             }
-            for (n, vcpu) in turns.vcpus.iter_mut().enumerate() {
+            for (n, vcpu) in turns.vcpus().enumerate() {
                 let path = format!("cpu{n}");
                 let state = load_cpu(find(&path)?).map_err(failed(&path))?;
                 vcpu.set_state(&state).map_err(|e| failed(&path)(LoadError::Mismatch(e.to_string())))?;
@@ -128,6 +128,7 @@ impl Machine {
             hasher.update(&record.encode());
         }
         self.inner.cpus.pause(|_| {
+            self.inner.vm.sync_dirty();
             let mut page = vec![0; 1 << 16];
             for block in &self.inner.pc.blocks {
                 ram.update(block.name().as_bytes());

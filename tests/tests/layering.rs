@@ -8,6 +8,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vmcore", &[]),
     ("memory", &["vmcore"]),
     ("accel", &["x86", "vmcore", "memory"]),
+    ("accel-kvm", &["x86", "vmcore", "memory", "accel"]),
     ("accel-tcg", &["x86", "vmcore", "memory", "accel"]),
     ("chardev", &["vmcore"]),
     ("devices", &["x86", "vmcore", "memory", "chardev"]),
@@ -21,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vmcore",
             "memory",
             "accel",
+            "accel-kvm",
             "accel-tcg",
             "chardev",
             "devices",
@@ -36,6 +38,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "vmcore",
             "memory",
             "accel",
+            "accel-kvm",
             "accel-tcg",
             "chardev",
             "devices",
@@ -68,10 +71,10 @@ fn edges(manifest: &str) -> Vec<String> {
 /// What is wrong with an edge, and the cure.
 fn objection(from: &str, to: &str) -> String {
     let cure = match (from, to) {
-        ("devices", "accel-tcg" | "accel") => {
+        ("devices", "accel-kvm" | "accel-tcg" | "accel") => {
             "a chip reaches the CPU through vmcore::IrqLine and MachineRequest"
         }
-        (_, "accel-tcg") => "engines are chosen in cli and reached through the traits of accel",
+        (_, "accel-kvm" | "accel-tcg") => "engines are chosen in cli and reached through the traits of accel",
         _ => {
             "move the shared part down, or change ARCHITECTURE.md and this table with the reason in the commit"
         }

@@ -13,6 +13,8 @@ pub struct CpuSignal {
     /// Pending bits; zero in the steady state.
     pub poll: AtomicU32,
     hook: Mutex<Option<Hook>>,
+    /// The engine's own, for one that sits in the kernel and cannot look at `poll`.
+    engine_hook: Mutex<Option<Hook>>,
 }
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
@@ -27,7 +29,7 @@ impl CpuSignal {
 
     /// A signal with nothing pending.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { poll: AtomicU32::new(0), hook: Mutex::new(None) })
+        Arc::new(Self { poll: AtomicU32::new(0), hook: Mutex::new(None), engine_hook: Mutex::new(None) })
     }
 
     /// Sets bits and wakes the vCPU's thread.
@@ -35,9 +37,11 @@ impl CpuSignal {
         let before = self.poll.fetch_or(bits, Ordering::SeqCst);
         // Who raised the bit first has woken the thread, and it looks at all bits before it sleeps.
         if before & bits != bits {
-            let hook = self.hook.lock().clone();
-            if let Some(hook) = hook {
-                hook();
+            for hook in [&self.engine_hook, &self.hook] {
+                let hook = hook.lock().clone();
+                if let Some(hook) = hook {
+                    hook();
+                }
             }
         }
     }
@@ -45,6 +49,11 @@ impl CpuSignal {
     /// Takes and clears all bits.
     pub fn take(&self) -> u32 {
         if self.poll.load(Ordering::Relaxed) == 0 { 0 } else { self.poll.swap(0, Ordering::SeqCst) }
+    }
+
+    /// As [`Self::set_hook`], for the engine: called first.
+    pub fn set_engine_hook(&self, hook: impl Fn() + Send + Sync + 'static) {
+        *self.engine_hook.lock() = Some(Arc::new(hook));
     }
 
     /// Called when a bit is newly raised, on the raiser's thread.

@@ -73,7 +73,7 @@ impl Accelerator for Verify {
             }
         }
         let max_vcpus = a.max_vcpus.min(b.max_vcpus);
-        Ok(Capabilities { exact_budgets: true, max_vcpus, in_turn: true })
+        Ok(Capabilities { exact_budgets: true, max_vcpus, in_turn: true, ..Capabilities::default() })
     }
 
     fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {

@@ -177,6 +177,12 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
             properties.push((key.to_owned(), v));
         }
     }
+    if let Some(v) = kv.word("stepper", &[("kernels", "kernels"), ("failures", "failures"), ("off", "off")])? {
+        if name != "kvm" {
+            return Err(format!("stepper={v}: only -accel kvm has one"));
+        }
+        properties.push(("stepper".to_owned(), v.to_owned()));
+    }
     for (key, v) in &properties {
         match key.as_str() {
             "thread" if v != "single" && v != "multi" => {

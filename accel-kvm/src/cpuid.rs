@@ -1,0 +1,91 @@
+//! What CPUID shows under KVM: the model's leaves, cut to what this kernel can give.
+
+use std::io;
+
+use anura_accel::VmConfig;
+use anura_x86::cpuid::Asker;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+
+use crate::host::System;
+
+/// Leaves whose registers are feature bits, with the registers that are (EAX, EBX, ECX, EDX).
+const FEATURE_LEAVES: [(u32, u32, [bool; 4]); 5] = [
+    (1, 0, [false, false, true, true]),
+    (7, 0, [false, true, true, true]),
+    (0xd, 1, [true, false, false, false]),
+    (0x8000_0001, 0, [false, false, true, true]),
+    (0x8000_0007, 0, [false, false, false, true]),
+];
+/// Bits that are not features of the processor: CR4.OSXSAVE and the hypervisor's own, APIC and x2APIC.
+const OSXSAVE: u32 = 1 << 27;
+const HYPERVISOR: u32 = 1 << 31;
+const X2APIC: u32 = 1 << 21;
+const TSC_DEADLINE: u32 = 1 << 24;
+
+/// The kernel's offer.
+pub(crate) struct Leaves {
+    supported: Vec<kvm_cpuid_entry2>,
+}
+
+impl Leaves {
+    pub(crate) fn new(system: &dyn System, _: &VmConfig) -> io::Result<Self> {
+        Ok(Self { supported: system.supported_cpuid()? })
+    }
+
+    fn supported(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let found = self.supported.iter().find(|e| e.function == leaf && e.index == subleaf);
+        found.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    }
+
+    /// The leaves of one vCPU.
+    pub(crate) fn of(&self, id: u32, config: &VmConfig) -> Vec<kvm_cpuid_entry2> {
+        let model = &config.model;
+        let who = Asker {
+            apic_id: config.topology.apic_id(id),
+            topology: config.topology,
+            // The kernel keeps these bits up to date itself.
+            osxsave: false,
+            xcr0: 7,
+            apic_enabled: true,
+        };
+        let mut list = Vec::new();
+        let mut add = |leaf: u32, subleaf: Option<u32>| {
+            let mut r = model.cpuid(leaf, subleaf.unwrap_or(0), &who);
+            if let Some((_, _, which)) =
+                FEATURE_LEAVES.iter().find(|(l, s, _)| (*l, *s) == (leaf, subleaf.unwrap_or(0)))
+            {
+                let offer = self.supported(leaf, subleaf.unwrap_or(0));
+                for i in (0..4).filter(|i| which[*i]) {
+                    let always = if leaf == 1 && i == 2 { HYPERVISOR } else { 0 };
+                    r[i] &= offer[i] | always;
+                }
+            }
+            if leaf == 1 {
+                // The kernel has no x2APIC and no deadline timer for an APIC that is ours.
+                r[2] &= !(X2APIC | TSC_DEADLINE | OSXSAVE);
+            }
+            let [eax, ebx, ecx, edx] = r;
+            let flags = if subleaf.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
+            let index = subleaf.unwrap_or(0);
+            list.push(kvm_cpuid_entry2 { function: leaf, index, flags, eax, ebx, ecx, edx, ..Default::default() });
+        };
+        for leaf in 0..=model.cpuid(0, 0, &who)[0] {
+            match leaf {
+                4 => (0..4).for_each(|s| add(leaf, Some(s))),
+                7 => add(leaf, Some(0)),
+                0xb => (0..2).for_each(|s| add(leaf, Some(s))),
+                0xd => (0..3).for_each(|s| add(leaf, Some(s))),
+                _ => add(leaf, None),
+            }
+        }
+        for leaf in 0x8000_0000..=model.cpuid(0x8000_0000, 0, &who)[0].min(0x8000_00ff) {
+            match leaf {
+                0x8000_001d => (0..4).for_each(|s| add(leaf, Some(s))),
+                _ => add(leaf, None),
+            }
+        }
+        add(0x4000_0000, None);
+        add(0x4000_0001, None);
+        list
+    }
+}

@@ -1,0 +1,103 @@
+//! The KVM engine: guest code on the host's processor, through Linux's `/dev/kvm`.
+//!
+//! Three kinds of descriptor: the system ([`host`]`::System`), the machine (`vm`, `slots`) and its processors (`vcpu`).
+//! The interrupt chips, the local APIC among them, are our own (`kernel-irqchip=off`), the same as on the software
+//! engines. What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
+
+mod cpuid;
+mod gate;
+mod host;
+mod probe;
+#[cfg(test)]
+mod scripted;
+mod slots;
+mod state;
+#[cfg(test)]
+mod tests;
+mod vcpu;
+mod vm;
+
+use std::sync::{Arc, OnceLock};
+
+use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, VmConfig, VmSpaces};
+
+pub use probe::Kind;
+
+/// What the stepper is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stepping {
+    /// What the kernel fails to emulate; on hosts that emulate ring 0, guest kernels (ring 0 with paging) altogether.
+    #[default]
+    Kernels,
+    /// What the kernel fails to emulate, and nothing else.
+    Failures,
+    /// Nothing: a failed emulation stops the machine.
+    Off,
+}
+
+/// The KVM engine.
+#[derive(Default)]
+pub struct Kvm {
+    /// Runs what the kernel cannot emulate.
+    stepper: Option<Arc<dyn Accelerator>>,
+    stepping: Stepping,
+    kind: OnceLock<Result<Kind, Unavailable>>,
+}
+
+impl Kvm {
+    /// The engine, with a software engine to step instructions that the kernel fails to emulate.
+    pub fn new(stepper: impl Accelerator + 'static) -> Self {
+        Self { stepper: Some(Arc::new(stepper)), ..Self::default() }
+    }
+
+    /// The engine with another use of its stepper.
+    pub fn with_stepping(self, stepping: Stepping) -> Self {
+        Self { stepping, ..self }
+    }
+
+    /// What this host's KVM is; the probe guest runs once.
+    pub fn kind(&self) -> Result<Kind, Unavailable> {
+        self.kind
+            .get_or_init(|| {
+                let system = probe::open()?;
+                probe::check(&system)?;
+                probe::measure(&system)
+            })
+            .clone()
+    }
+}
+
+impl Accelerator for Kvm {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn probe(&self) -> Result<Capabilities, Unavailable> {
+        let kind = self.kind()?;
+        Ok(Capabilities {
+            exact_budgets: false,
+            max_vcpus: 255,
+            in_turn: false,
+            tsc_khz: (kind.tsc_khz != 0).then_some(kind.tsc_khz),
+            slow: kind.ring0_emulated.then(|| {
+                format!(
+                    "this host's KVM emulates guest kernels in software ({} ns an instruction)",
+                    kind.per_instruction.as_nanos()
+                )
+            }),
+        })
+    }
+
+    fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        if config.counted {
+            let what = "counted time (-icount) needs a software engine: use -accel interp".into();
+            return Err(AccelError::Unsupported { engine: "kvm", what });
+        }
+        let unavailable = |e: Unavailable| AccelError::Unsupported { engine: "kvm", what: e.to_string() };
+        let kind = self.kind().map_err(unavailable)?;
+        let system = probe::open().map_err(unavailable)?;
+        let stepper = self.stepper.as_deref().filter(|_| self.stepping != Stepping::Off);
+        let vm = vm::KvmVm::new(&system, spaces, config, stepper, self.stepping, kind.ring0_emulated)?;
+        Ok(Arc::new(vm))
+    }
+}

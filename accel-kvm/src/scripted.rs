@@ -1,0 +1,222 @@
+//! A kernel that plays a script: every exit and every failure, without `/dev/kvm`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::*;
+use parking_lot::Mutex;
+
+use crate::host::{Cpu, RunPage, System, Vm};
+
+/// What one KVM_RUN does: it fills the page, or fails with this number.
+pub(crate) type Play = Box<dyn FnOnce(&mut RunPage) -> Result<(), i32> + Send>;
+
+/// What was asked of the kernel, and what it will answer.
+#[derive(Default)]
+pub(crate) struct Script {
+    pub(crate) plays: VecDeque<Play>,
+    /// Names of ioctls in order, KVM_RUN among them.
+    pub(crate) asked: Vec<String>,
+    /// Ioctls that fail, with their error.
+    pub(crate) failing: Vec<(&'static str, i32)>,
+    pub(crate) interrupts: Vec<u8>,
+    pub(crate) regs: kvm_regs,
+    pub(crate) sregs: kvm_sregs,
+    pub(crate) slots: Vec<(u32, u32, u64, u64)>,
+    pub(crate) missing_capability: Option<u32>,
+    pub(crate) version: i32,
+}
+
+/// A handle on a script; clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Scripted(pub(crate) Arc<Mutex<Script>>);
+
+impl Scripted {
+    pub(crate) fn new(plays: Vec<Play>) -> Self {
+        let script = Script { plays: plays.into(), version: 12, ..Script::default() };
+        Self(Arc::new(Mutex::new(script)))
+    }
+
+    fn ask(&self, what: &str) -> io::Result<()> {
+        let mut s = self.0.lock();
+        s.asked.push(what.to_owned());
+        match s.failing.iter().find(|(name, _)| *name == what) {
+            Some((_, errno)) => Err(io::Error::from_raw_os_error(*errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl System for Scripted {
+    fn api_version(&self) -> i32 {
+        self.0.lock().version
+    }
+
+    fn capability(&self, cap: u32) -> i32 {
+        (self.0.lock().missing_capability != Some(cap)).into()
+    }
+
+    fn supported_cpuid(&self) -> io::Result<Vec<kvm_cpuid_entry2>> {
+        self.ask("KVM_GET_SUPPORTED_CPUID")?;
+        Ok(vec![])
+    }
+
+    fn create_vm(&self) -> io::Result<Box<dyn Vm>> {
+        self.ask("KVM_CREATE_VM")?;
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl Vm for Scripted {
+    fn set_memory(&self, slot: u32, flags: u32, gpa: u64, size: u64, _host: u64) -> io::Result<()> {
+        self.ask("KVM_SET_USER_MEMORY_REGION")?;
+        let mut s = self.0.lock();
+        s.slots.retain(|x| x.0 != slot);
+        if size != 0 {
+            s.slots.push((slot, flags, gpa, size));
+        }
+        Ok(())
+    }
+
+    fn set_real_mode_pages(&self, _: u64, _: u64) -> io::Result<()> {
+        self.ask("KVM_SET_TSS_ADDR")
+    }
+
+    fn enable(&self, _: u32, _: u64) -> io::Result<()> {
+        self.ask("KVM_ENABLE_CAP")
+    }
+
+    fn dirty_log(&self, _: u32, size: u64) -> io::Result<Vec<u64>> {
+        self.ask("KVM_GET_DIRTY_LOG")?;
+        Ok(vec![0; (size / 4096).div_ceil(64) as usize])
+    }
+
+    fn create_vcpu(&self, _: u32) -> io::Result<Box<dyn Cpu>> {
+        self.ask("KVM_CREATE_VCPU")?;
+        Ok(Box::new(ScriptedCpu { script: self.clone(), page: RunPage::scripted() }))
+    }
+}
+
+struct ScriptedCpu {
+    script: Scripted,
+    page: RunPage,
+}
+
+impl Cpu for ScriptedCpu {
+    fn run(&mut self) -> io::Result<()> {
+        self.script.ask("KVM_RUN")?;
+        if self.page.get().immediate_exit != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EINTR));
+        }
+        let play = self.script.0.lock().plays.pop_front();
+        match play {
+            Some(play) => play(&mut self.page).map_err(io::Error::from_raw_os_error),
+            // The end of the script looks like a guest that halts.
+            None => {
+                self.page.get().exit_reason = KVM_EXIT_HLT;
+                Ok(())
+            }
+        }
+    }
+
+    fn page(&mut self) -> &mut RunPage {
+        &mut self.page
+    }
+
+    fn set_cpuid(&mut self, _: &[kvm_cpuid_entry2]) -> io::Result<()> {
+        self.script.ask("KVM_SET_CPUID2")
+    }
+
+    fn regs(&mut self) -> io::Result<kvm_regs> {
+        self.script.ask("KVM_GET_REGS")?;
+        Ok(self.script.0.lock().regs)
+    }
+
+    fn set_regs(&mut self, regs: &kvm_regs) -> io::Result<()> {
+        self.script.ask("KVM_SET_REGS")?;
+        self.script.0.lock().regs = *regs;
+        Ok(())
+    }
+
+    fn sregs(&mut self) -> io::Result<kvm_sregs> {
+        self.script.ask("KVM_GET_SREGS")?;
+        Ok(self.script.0.lock().sregs)
+    }
+
+    fn set_sregs(&mut self, sregs: &kvm_sregs) -> io::Result<()> {
+        self.script.ask("KVM_SET_SREGS")?;
+        self.script.0.lock().sregs = *sregs;
+        Ok(())
+    }
+
+    fn msrs(&mut self, wanted: &[u32]) -> io::Result<Vec<u64>> {
+        self.script.ask("KVM_GET_MSRS")?;
+        Ok(vec![0; wanted.len()])
+    }
+
+    fn set_msrs(&mut self, msrs: &[(u32, u64)]) -> io::Result<usize> {
+        self.script.ask("KVM_SET_MSRS")?;
+        Ok(msrs.len())
+    }
+
+    fn xsave(&mut self) -> io::Result<Box<[u8; 4096]>> {
+        self.script.ask("KVM_GET_XSAVE")?;
+        Ok(Box::new([0; 4096]))
+    }
+
+    fn set_xsave(&mut self, _: &[u8; 4096]) -> io::Result<()> {
+        self.script.ask("KVM_SET_XSAVE")
+    }
+
+    fn xcr0(&mut self) -> io::Result<u64> {
+        self.script.ask("KVM_GET_XCRS")?;
+        Ok(1)
+    }
+
+    fn set_xcr0(&mut self, _: u64) -> io::Result<()> {
+        self.script.ask("KVM_SET_XCRS")
+    }
+
+    fn debug_registers(&mut self) -> io::Result<[u64; 6]> {
+        self.script.ask("KVM_GET_DEBUGREGS")?;
+        Ok([0, 0, 0, 0, 0xffff_0ff0, 0x400])
+    }
+
+    fn set_debug_registers(&mut self, _: &[u64; 6]) -> io::Result<()> {
+        self.script.ask("KVM_SET_DEBUGREGS")
+    }
+
+    fn events(&mut self) -> io::Result<kvm_vcpu_events> {
+        self.script.ask("KVM_GET_VCPU_EVENTS")?;
+        Ok(kvm_vcpu_events::default())
+    }
+
+    fn set_events(&mut self, _: &kvm_vcpu_events) -> io::Result<()> {
+        self.script.ask("KVM_SET_VCPU_EVENTS")
+    }
+
+    fn set_guest_debug(&mut self, _: &kvm_guest_debug) -> io::Result<()> {
+        self.script.ask("KVM_SET_GUEST_DEBUG")
+    }
+
+    fn interrupt(&mut self, vector: u8) -> io::Result<()> {
+        self.script.ask("KVM_INTERRUPT")?;
+        self.script.0.lock().interrupts.push(vector);
+        Ok(())
+    }
+
+    fn nmi(&mut self) -> io::Result<()> {
+        self.script.ask("KVM_NMI")
+    }
+
+    fn translate(&mut self, linear: u64) -> io::Result<Option<u64>> {
+        self.script.ask("KVM_TRANSLATE")?;
+        Ok(Some(linear))
+    }
+
+    fn tsc_khz(&mut self) -> io::Result<u32> {
+        self.script.ask("KVM_GET_TSC_KHZ")?;
+        Ok(1_000_000)
+    }
+}
