@@ -45,6 +45,7 @@ impl Leaves {
             topology: config.topology,
             // The kernel keeps these bits up to date itself.
             osxsave: false,
+            ospke: false,
             xcr0: 7,
             apic_enabled: true,
         };
@@ -67,7 +68,16 @@ impl Leaves {
             let [eax, ebx, ecx, edx] = r;
             let flags = if subleaf.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
             let index = subleaf.unwrap_or(0);
-            list.push(kvm_cpuid_entry2 { function: leaf, index, flags, eax, ebx, ecx, edx, ..Default::default() });
+            list.push(kvm_cpuid_entry2 {
+                function: leaf,
+                index,
+                flags,
+                eax,
+                ebx,
+                ecx,
+                edx,
+                ..Default::default()
+            });
         };
         for leaf in 0..=model.cpuid(0, 0, &who)[0] {
             match leaf {

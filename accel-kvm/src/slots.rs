@@ -97,7 +97,12 @@ impl Slots {
         }
     }
 
-    fn change(&self, state: &mut State, stale: &[u64], wanted: BTreeMap<u64, Slot>) -> Result<(), (u64, io::Error)> {
+    fn change(
+        &self,
+        state: &mut State,
+        stale: &[u64],
+        wanted: BTreeMap<u64, Slot>,
+    ) -> Result<(), (u64, io::Error)> {
         for at in stale {
             if let Some(old) = state.slots.remove(at) {
                 self.vm.set_memory(old.number, 0, *at, 0, 0).map_err(|e| (*at, e))?;

@@ -113,8 +113,8 @@ pub(crate) fn get(cpu: &mut dyn Cpu, usable: &[u32], held: Held, tsc_now: u64) -
     settle_components(&mut xsave, present);
     let mut state = CpuState::reset(0);
     state.gpr = [
-        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-        r.r15,
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+        r.r14, r.r15,
     ];
     (state.rip, state.rflags) = (r.rip, r.rflags);
     state.seg = [&s.es, &s.cs, &s.ss, &s.ds, &s.fs, &s.gs].map(segment);
@@ -171,7 +171,13 @@ fn pending(e: &kvm_vcpu_events, s: &CpuState) -> Option<PendingException> {
     }
     if e.interrupt.injected != 0 {
         let kind = if e.interrupt.soft != 0 { EventKind::Software } else { EventKind::External };
-        return Some(PendingException { vector: e.interrupt.nr, kind, error: None, payload: 0, next_rip: s.rip });
+        return Some(PendingException {
+            vector: e.interrupt.nr,
+            kind,
+            error: None,
+            payload: 0,
+            next_rip: s.rip,
+        });
     }
     None
 }
@@ -186,8 +192,7 @@ pub(crate) fn set(
 ) -> io::Result<()> {
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
     let mut sregs = kvm_sregs { apic_base, ..cpu.sregs()? };
-    let targets =
-        [&mut sregs.es, &mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.fs, &mut sregs.gs];
+    let targets = [&mut sregs.es, &mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.fs, &mut sregs.gs];
     for (to, from) in targets.into_iter().zip(&state.seg) {
         *to = kvm_segment_of(from);
     }
@@ -201,7 +206,24 @@ pub(crate) fn set(
     let rip = state.rip;
     let rflags = state.rflags;
     cpu.set_regs(&kvm_regs {
-        rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rsp,
+        rbp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
     })?;
     let has_xcr0 = state.xcr0 != 0 && cpu.xcr0()? != state.xcr0;
     if has_xcr0 {
@@ -229,8 +251,8 @@ pub(crate) fn set(
 }
 
 fn events_of(state: &CpuState) -> kvm_vcpu_events {
-    let mut e = kvm_vcpu_events::default();
-    e.flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    let flags = KVM_VCPUEVENT_VALID_NMI_PENDING | KVM_VCPUEVENT_VALID_SHADOW;
+    let mut e = kvm_vcpu_events { flags, ..Default::default() };
     e.nmi.pending = state.nmi_pending.into();
     e.nmi.masked = state.nmi_masked.into();
     e.interrupt.shadow = match state.shadow {

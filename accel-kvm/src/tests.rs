@@ -327,7 +327,8 @@ fn what_cannot_go_on_says_why() {
     assert!(failure(bench(vec![reason(KVM_EXIT_FAIL_ENTRY)])).contains("refuses the guest's state"));
     assert!(failure(bench(vec![reason(KVM_EXIT_MEMORY_FAULT)])).contains("no memory behind"));
     assert!(failure(bench(vec![reason(999)])).contains("exit reason 999"));
-    for (suberror, text) in [(1, "no stepper"), (2, "simultaneous"), (3, "event delivery"), (9, "suberror 9")] {
+    for (suberror, text) in [(1, "no stepper"), (2, "simultaneous"), (3, "event delivery"), (9, "suberror 9")]
+    {
         let play = move |page: &mut RunPage| {
             page.get().exit_reason = KVM_EXIT_INTERNAL_ERROR;
             page.get().__bindgen_anon_1.internal.suberror = suberror;
@@ -394,7 +395,9 @@ fn a_refused_memory_map_stops_the_guest_with_a_reason() {
 
 #[test]
 fn each_ioctl_that_fails_at_the_start_is_named() {
-    for name in ["KVM_CREATE_VM", "KVM_SET_TSS_ADDR", "KVM_GET_SUPPORTED_CPUID", "KVM_CREATE_VCPU", "KVM_SET_CPUID2"] {
+    for name in
+        ["KVM_CREATE_VM", "KVM_SET_TSS_ADDR", "KVM_GET_SUPPORTED_CPUID", "KVM_CREATE_VCPU", "KVM_SET_CPUID2"]
+    {
         let script = Scripted::new(vec![]);
         script.0.lock().failing.push((name, libc::ENOMEM));
         let said = bench_with(script).err().unwrap_or_default();
@@ -410,7 +413,8 @@ fn an_old_or_poor_kernel_is_told_in_one_line() {
     let script = Scripted::new(vec![]);
     script.0.lock().missing_capability = Some(KVM_CAP_READONLY_MEM);
     assert!(probe::check(&script).unwrap_err().to_string().contains("read-only memory"));
-    for (errno, text) in [(libc::ENOENT, "does not exist"), (libc::EACCES, "kvm group"), (libc::EBUSY, "another hypervisor")]
+    for (errno, text) in
+        [(libc::ENOENT, "does not exist"), (libc::EACCES, "kvm group"), (libc::EBUSY, "another hypervisor")]
     {
         assert!(probe::reason(&std::io::Error::from_raw_os_error(errno)).contains(text));
     }

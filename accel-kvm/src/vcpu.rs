@@ -334,7 +334,9 @@ impl KvmVcpu {
                 // SAFETY: the exit reason says that this member is set.
                 let e = unsafe { self.fd.page().get().__bindgen_anon_1.fail_entry };
                 let reason = e.hardware_entry_failure_reason;
-                return Ok(Next::Leave(self.failed(format!("the processor refuses the guest's state: {reason:#x}"))));
+                return Ok(Next::Leave(
+                    self.failed(format!("the processor refuses the guest's state: {reason:#x}")),
+                ));
             }
             KVM_EXIT_UNKNOWN => {
                 // SAFETY: the exit reason says that this member is set.
@@ -487,7 +489,9 @@ impl KvmVcpu {
         // SAFETY: the exit reason says that this member is set.
         let suberror = unsafe { self.fd.page().get().__bindgen_anon_1.internal.suberror };
         match suberror {
-            KVM_INTERNAL_ERROR_EMULATION | KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON if self.stepper.is_some() => {
+            KVM_INTERNAL_ERROR_EMULATION | KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON
+                if self.stepper.is_some() =>
+            {
                 self.step()
             }
             KVM_INTERNAL_ERROR_EMULATION => Ok(Next::Leave(

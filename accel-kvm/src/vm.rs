@@ -9,12 +9,12 @@ use anura_x86::FeatureSet;
 use kvm_ioctls::Cap;
 use parking_lot::Mutex;
 
-use crate::{Stepping, cpuid};
 use crate::gate::{self, Gate};
 use crate::host::{System, Vm, has};
 use crate::slots::Slots;
 use crate::state::usable_msrs;
 use crate::vcpu::KvmVcpu;
+use crate::{Stepping, cpuid};
 
 /// Pages below the firmware that processors without unrestricted guest mode need for real mode.
 const IDENTITY_PAGE: u64 = 0xfeff_c000;
@@ -77,7 +77,9 @@ impl KvmVm {
         let slots = Slots::new(&fd, &gate, limit as u32, ring0_emulated);
         spaces.memory.subscribe(slots.clone());
         let cpuid = cpuid::Leaves::new(system, config).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
-        let stepper = stepper.map(|s| s.create_vm(spaces, &stepper_config(config, ring0_emulated && !step_kernels))).transpose()?;
+        let stepper = stepper
+            .map(|s| s.create_vm(spaces, &stepper_config(config, ring0_emulated && !step_kernels)))
+            .transpose()?;
         let shared = VmShared {
             spaces: spaces.clone(),
             config: config.clone(),

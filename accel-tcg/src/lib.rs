@@ -20,4 +20,4 @@ pub mod testbed;
 pub mod vcpu;
 pub mod vector;
 
-pub use vcpu::Interp;
+pub use vcpu::{Interp, PortableInterp};

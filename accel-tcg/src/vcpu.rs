@@ -58,6 +58,27 @@ impl Accelerator for Interp {
     }
 }
 
+/// The interpreter engine without functions of the host: vector and x87 instructions run in portable code, as on a
+/// host that lacks them. Slower; what `verify` compares [`Interp`] with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PortableInterp;
+
+impl Accelerator for PortableInterp {
+    fn name(&self) -> &'static str {
+        "interp-portable"
+    }
+
+    fn probe(&self) -> Result<Capabilities, Unavailable> {
+        Interp.probe()
+    }
+
+    fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        let shared = VmShared::new(spaces, config);
+        shared.code.forbid_thunks();
+        Ok(Arc::new(Vm { shared }))
+    }
+}
+
 struct Vm {
     shared: Arc<VmShared>,
 }

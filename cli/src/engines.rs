@@ -3,15 +3,15 @@
 //! The list is passed along, not a static: nothing below `cli` knows it. A choice that falls back says so in one
 //! line; an engine asked for alone never falls back.
 
-use anura_accel::{Accelerator, Capabilities};
 use anura_accel::verify::{Options, Verify};
+use anura_accel::{Accelerator, Capabilities};
 use anura_accel_kvm::{Kvm, Stepping};
-use anura_accel_tcg::Interp;
+use anura_accel_tcg::{Interp, PortableInterp};
 use anura_machine::config::{AccelConfig, MachineConfig};
 
 /// All engines of this build, best first.
 pub fn built_in() -> Vec<Box<dyn Accelerator>> {
-    vec![Box::new(Kvm::new(Interp)), Box::new(Interp)]
+    vec![Box::new(Kvm::new(Interp)), Box::new(Interp), Box::new(PortableInterp)]
 }
 
 /// Names that stand for an engine of ours.

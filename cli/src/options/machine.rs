@@ -9,7 +9,7 @@ use crate::options::{nearest, value};
 type Res = Result<(), String>;
 
 /// Engines by the names that `-accel` takes.
-pub(crate) const ACCELERATORS: [&str; 5] = ["tcg", "interp", "jit", "kvm", "verify"];
+pub(crate) const ACCELERATORS: [&str; 6] = ["tcg", "interp", "interp-portable", "jit", "kvm", "verify"];
 /// Most vCPUs of a `pc`.
 const MAX_CPUS: u64 = 255;
 
@@ -177,7 +177,9 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
             properties.push((key.to_owned(), v));
         }
     }
-    if let Some(v) = kv.word("stepper", &[("kernels", "kernels"), ("failures", "failures"), ("off", "off")])? {
+    if let Some(v) =
+        kv.word("stepper", &[("kernels", "kernels"), ("failures", "failures"), ("off", "off")])?
+    {
         if name != "kvm" {
             return Err(format!("stepper={v}: only -accel kvm has one"));
         }
