@@ -134,7 +134,7 @@ features! {
     }
     LdEax {
         Xsaveopt = 0 "xsaveopt" Engine, Xsavec = 1 "xsavec" Engine, Xgetbv1 = 2 "xgetbv1" Engine,
-        Xsaves = 3 "xsaves" None,
+        Xsaves = 3 "xsaves" Engine,
     }
     E1Edx {
         Syscall = 11 "syscall" Engine, Nx = 20 "nx" Engine, Mmxext = 22 "mmxext" Engine,

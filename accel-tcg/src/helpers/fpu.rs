@@ -124,25 +124,30 @@ fn in_use(fpu: &XsaveImage) -> u64 {
     bits
 }
 
-fn need_xsave(cpu: &Cpu, address: u64) -> Exec<()> {
+fn need_xsave(cpu: &Cpu, a: &HelperArgs) -> Exec<()> {
     if cpu.env.cr4 & cr4::OSXSAVE == 0 {
         return Err(Fault::UD);
     }
     if cpu.env.cr0 & cr0::TS != 0 {
         return Err(Fault::NM);
     }
-    need_aligned(cpu, address, 64)
+    if a.reg == SUPERVISOR && cpu.env.cpl() != 0 {
+        return Err(Fault::GP0);
+    }
+    need_aligned(cpu, a.a, 64)
 }
 
-/// XSAVE, XSAVEOPT, XSAVEC by `reg`; XSAVES is hidden.
+/// The supervisor forms: XSAVES and XRSTORS. There are no supervisor components, so IA32_XSS is always zero.
+const SUPERVISOR: u8 = 3;
+
+/// XSAVE, XSAVEOPT, XSAVEC, XSAVES by `reg`.
 pub fn xsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let (optimised, compact) = match a.reg {
         0 => (false, false),
         1 => (true, false),
-        2 => (true, true),
-        _ => return Err(Fault::UD),
+        _ => (true, true),
     };
-    need_xsave(cpu, a.a)?;
+    need_xsave(cpu, a)?;
     let wanted = cpu.env.xcr0 & (a.b & 0xffff_ffff | a.c << 32);
     let pkru = cpu.env.msrs.pkru;
     let mut used = (in_use(&cpu.env.fpu) | if pkru != 0 { xcr0::PKRU } else { 0 }) & wanted;
@@ -194,12 +199,9 @@ pub fn xsave(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     Ok(Flow::Next)
 }
 
-/// XRSTOR; XRSTORS is hidden.
+/// XRSTOR and XRSTORS, which takes the compacted form only.
 pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    if a.reg != 0 {
-        return Err(Fault::UD);
-    }
-    need_xsave(cpu, a.a)?;
+    need_xsave(cpu, a)?;
     let wanted = cpu.env.xcr0 & (a.b & 0xffff_ffff | a.c << 32);
     let mut image = XsaveImage::init();
     cpu.load(a.a, &mut image.bytes[..XSAVE_YMMH], View::Data)?;
@@ -213,7 +215,7 @@ pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
             && reserved.clone().all(|b| *b == 0)
     } else {
         // Only bytes 8 to 23 of the header are checked in the standard form.
-        form == 0 && image.u64_at(XSAVE_HEADER + 16) == 0
+        form == 0 && image.u64_at(XSAVE_HEADER + 16) == 0 && a.reg != SUPERVISOR
     };
     if !allowed || present & !cpu.env.xcr0 != 0 {
         return Err(Fault::GP0);
@@ -397,6 +399,22 @@ mod tests {
             xrstor(&mut cpu, &args(u64::MAX, 0)).unwrap();
             assert_eq!(cpu.env.msrs.pkru, 0);
         }
+    }
+
+    #[test]
+    fn the_supervisor_forms_need_privilege_and_the_compacted_form() {
+        let (t, mut cpu) = bed();
+        let before = cpu.env.fpu.clone();
+        xsave(&mut cpu, &args(7, SUPERVISOR)).unwrap();
+        assert_eq!((word(&t, HEADER), word(&t, HEADER + 8)), (7, 7 | COMPACT));
+        cpu.env.fpu = XsaveImage::power_up();
+        xrstor(&mut cpu, &args(7, SUPERVISOR)).unwrap();
+        assert!(cpu.env.fpu == before);
+        cpu.write_u64(HEADER + 8, 0, View::Data).unwrap();
+        assert_eq!(xrstor(&mut cpu, &args(7, SUPERVISOR)), Err(Fault::GP0));
+        enter_long_mode(&mut cpu, 0x10000, 3);
+        cpu.env.cr4 |= cr4::OSXSAVE;
+        assert_eq!(xsave(&mut cpu, &args(7, SUPERVISOR)), Err(Fault::GP0));
     }
 
     #[test]

@@ -152,40 +152,38 @@ pub fn horizontal<const N: usize, const OP: u8>(i: &Insn, r: &mut Regs<'_>) -> R
     Ok(())
 }
 
-/// DPPS and DPPD.
+/// DPPS and DPPD: products, then sums of pairs, then (DPPS) sums of those. Each step raises its own exceptions.
 pub fn dot<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     let f = format::<N>();
     let mut fp = begin(r);
     let (a, b) = i.sources(r);
-    let mut out = [0; 32];
     let per = 16 / N;
-    for block in 0..usize::from(i.len) / 16 {
-        let mut t = [0; 4];
-        for (n, t) in t.iter_mut().enumerate().take(per) {
-            if i.imm >> (4 + n) & 1 != 0 {
-                let k = block * per + n;
-                *t = arith(f, &mut fp, MUL, lane(&a, N, k), lane(&b, N, k));
-            }
-        }
-        stop_early(r, &fp)?;
-        let mut sum = arith(f, &mut fp, ADD, t[0], t[1]);
-        if per == 4 {
-            let high = arith(f, &mut fp, ADD, t[2], t[3]);
-            stop_early(r, &fp)?;
-            sum = arith(f, &mut fp, ADD, sum, high);
-        }
-        for n in (0..per).filter(|n| i.imm >> n & 1 != 0 || mutants::on(mutants::FP_DP_MASK)) {
-            set_lane(&mut out, N, block * per + n, sum);
+    let lanes = usize::from(i.len) / N;
+    let mut t = [0; 8];
+    for (n, t) in t.iter_mut().enumerate().take(lanes) {
+        if i.imm >> (4 + n % per) & 1 != 0 {
+            *t = arith(f, &mut fp, MUL, lane(&a, N, n), lane(&b, N, n));
         }
     }
     finish(r, &fp)?;
+    let mut width = per;
+    while width > 1 {
+        fp.flags = 0;
+        for block in 0..lanes / per {
+            for n in 0..width / 2 {
+                let k = block * per + 2 * n;
+                t[block * per + n] = arith(f, &mut fp, ADD, t[k], t[k + 1]);
+            }
+        }
+        finish(r, &fp)?;
+        width /= 2;
+    }
+    let mut out = [0; 32];
+    for n in (0..lanes).filter(|n| i.imm >> (n % per) & 1 != 0 || mutants::on(mutants::FP_DP_MASK)) {
+        set_lane(&mut out, N, n, t[n / per * per]);
+    }
     i.put(r, &out);
     Ok(())
-}
-
-/// Between two steps of one instruction.
-fn stop_early(r: &mut Regs<'_>, fp: &Fp) -> Result<(), Stop> {
-    if fp.flags & !fp.masks & 0x3f != 0 { finish(r, fp) } else { Ok(()) }
 }
 
 /// For each predicate: true if greater, less, equal, unordered; and whether quiet NaNs signal.
