@@ -95,3 +95,10 @@ fn exit_causes_print_the_same_on_every_engine() {
     assert_eq!(guests.len(), 36);
     check(&guests);
 }
+
+#[test]
+fn assembled_guests_print_the_same_on_every_engine() {
+    let guests = guests::others();
+    assert!(guests.len() >= 60, "{} guests", guests.len());
+    check(&guests);
+}

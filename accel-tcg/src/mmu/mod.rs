@@ -339,11 +339,10 @@ impl Cpu {
     /// Reads 1 to 4096 bytes as one access.
     pub fn load(&mut self, va: u64, buf: &mut [u8], view: View) -> Exec<()> {
         let (first, rest) = self.pieces(va, buf.len());
+        // That all of it is canonical is checked before any page.
+        let next = self.second_page(va, rest, view)?;
         let a = self.place(va, view, false)?;
-        let b = match rest {
-            0 => None,
-            _ => Some(self.place(self.next_page(va, view)?, view, false)?),
-        };
+        let b = next.map(|next| self.place(next, view, false)).transpose()?;
         if self.mmu.watch {
             self.data_breakpoint(va, buf.len() as u64, false);
         }
@@ -358,11 +357,10 @@ impl Cpu {
     /// Writes 1 to 4096 bytes as one access: all of them or, on a fault, none.
     pub fn store(&mut self, va: u64, data: &[u8], view: View) -> Exec<()> {
         let (first, rest) = self.pieces(va, data.len());
+        // That all of it is canonical is checked before any page.
+        let next = self.second_page(va, rest, view)?;
         let a = self.place(va, view, true)?;
-        let b = match rest {
-            0 => None,
-            _ => Some(self.place(self.next_page(va, view)?, view, true)?),
-        };
+        let b = next.map(|next| self.place(next, view, true)).transpose()?;
         if self.mmu.watch {
             self.data_breakpoint(va, data.len() as u64, true);
         }
@@ -380,20 +378,18 @@ impl Cpu {
             return Ok(());
         }
         let (_, rest) = self.pieces(va, len);
+        let next = self.second_page(va, rest, view)?;
         self.place(va, view, true)?;
-        if rest != 0 {
-            self.place(self.next_page(va, view)?, view, true)?;
-        }
+        next.map(|next| self.place(next, view, true)).transpose()?;
         Ok(())
     }
 
     /// Checks that a load of `len` bytes (at most a page) would not fault, and does nothing else.
     pub fn probe_read(&mut self, va: u64, len: usize, view: View) -> Exec<()> {
         let (_, rest) = self.pieces(va, len);
+        let next = self.second_page(va, rest, view)?;
         self.place(va, view, false)?;
-        if rest != 0 {
-            self.place(self.next_page(va, view)?, view, false)?;
-        }
+        next.map(|next| self.place(next, view, false)).transpose()?;
         Ok(())
     }
 
@@ -425,6 +421,18 @@ impl Cpu {
     fn pieces(&self, va: u64, len: usize) -> (usize, usize) {
         let room = 0x1000 - (va & 0xfff) as usize;
         (len.min(room), len.saturating_sub(room))
+    }
+
+    /// The page that the last `rest` bytes of an access at `va` are on, if there are any.
+    fn second_page(&self, va: u64, rest: usize, view: View) -> Exec<Option<u64>> {
+        if rest == 0 {
+            return Ok(None);
+        }
+        let next = self.next_page(va, view)?;
+        if self.env.long_mode() && !is_canonical(next) {
+            return Err(if view == View::Stack { Fault::SS0 } else { Fault::not_canonical(next) });
+        }
+        Ok(Some(next))
     }
 
     /// Start of the page behind that of `va`. Outside of 64-bit code linear addresses wrap at 4 GiB,

@@ -18,14 +18,15 @@ pub(super) fn apic(c: &mut Code, register: u32, value: u32) -> Asm {
     if c.bits == 64 { c.mov(dword_ptr(rax), value as i32) } else { c.mov(dword_ptr(eax), value) }
 }
 
-/// Switches the APIC on, with the PICs' interrupts through it.
+/// Switches the APIC on, without the PICs' interrupts.
 pub(super) fn apic_on(c: &mut Code) -> Asm {
     apic(c, 0xf0, 0x13f)?;
-    apic(c, 0x350, 0x700)
+    apic(c, 0x350, 0x1_0700)
 }
 
-/// Sets the PICs up with vectors 20h and 28h and these bits masked.
+/// Sets the PICs up with vectors 20h and 28h and these bits masked, and lets the APIC pass their interrupts on.
 pub(super) fn pics(c: &mut Code, mask: u16) -> Asm {
+    apic(c, 0x350, 0x700)?;
     for (port, value) in [
         (0x20u32, 0x11u32),
         (0x21, 0x20),
