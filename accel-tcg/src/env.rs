@@ -372,6 +372,9 @@ impl Env {
 
     /// The architectural state; `cr8` comes from the local APIC.
     pub fn to_state(&self, cr8: u64) -> CpuState {
+        let mut xsave = self.fpu.clone();
+        // MXCSR_MASK, which the host's FXSAVE leaves here, is no register.
+        xsave.bytes[28..32].fill(0);
         CpuState {
             gpr: self.gpr,
             rip: self.rip,
@@ -393,7 +396,7 @@ impl Env {
             efer: self.efer,
             msrs: self.msrs.clone(),
             pdpte: self.pdpte,
-            xsave: self.fpu.clone(),
+            xsave,
             pending: self.pending,
             pending_db: self.pending_db,
             nmi_pending: self.nmi_pending,
