@@ -429,7 +429,7 @@ impl Cpu {
             return Ok(None);
         }
         let next = self.next_page(va, view)?;
-        if self.env.long_mode() && !is_canonical(next) {
+        if self.env.long_mode() && !self.env.canonical(next) {
             return Err(if view == View::Stack { Fault::SS0 } else { Fault::not_canonical(next) });
         }
         Ok(Some(next))
