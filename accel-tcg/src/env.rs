@@ -120,6 +120,8 @@ impl Fault {
     pub const fn with_error(vector: u8, error: u32) -> Self {
         Self { vector, error: Some(error), cr2: 0, kind: EventKind::Fault }
     }
+    /// No fault: the processor stands at this instruction until an interrupt comes (an x87 error with CR0.NE clear).
+    pub const FROZEN: Self = Self { vector: 0xff, error: None, cr2: 0, kind: EventKind::External };
     /// #UD.
     pub const UD: Self = Self::new(vector::UD);
     /// #NM.

@@ -65,6 +65,8 @@ pub struct EmptyBoard {
     pub a20_closed: AtomicBool,
     /// The FERR# pin is asserted.
     pub ferr: AtomicBool,
+    /// The IGNNE# pin is asserted.
+    pub ignne: AtomicBool,
 }
 
 impl CpuPlatform for EmptyBoard {
@@ -79,6 +81,9 @@ impl CpuPlatform for EmptyBoard {
     }
     fn ferr(&self, level: bool) {
         self.ferr.store(level, Ordering::Relaxed);
+    }
+    fn ignne(&self) -> bool {
+        self.ignne.load(Ordering::Relaxed)
     }
     fn a20(&self) -> bool {
         !self.a20_closed.load(Ordering::Relaxed)

@@ -36,6 +36,8 @@ const SINGLE: u32 = 1 << 31;
 const TIME_SLICE: u64 = 200_000;
 /// A budget that no run can use up.
 const ENDLESS: u64 = u64::MAX >> 1;
+/// IA32_DEBUGCTL.BTF: single-step on branches.
+const BTF: u64 = 1 << 1;
 /// DR6.BS.
 const BS: u64 = 1 << 14;
 const BSP: u64 = 1 << 8;
@@ -330,10 +332,19 @@ impl InterpVcpu {
         self.cpu.t0.limit = self.cpu.env.icount + 1;
         // SAFETY: `code` was just found.
         let quiet = unsafe { ends_without_trap(&*code) };
+        let held = self.cpu.env.pending_db;
+        let from = self.cpu.env.rip;
         self.execute_single(code);
         let _ = shadow;
         let completed = !matches!(self.cpu.t0.exit, Exit::Fault(_));
-        if traced && completed && !quiet {
+        if !completed {
+            // What a data breakpoint saw of it comes again when the instruction is restarted.
+            self.cpu.env.pending_db = held;
+        }
+        // SAFETY: as above; nothing was freed since.
+        let behind = from.wrapping_add(unsafe { u64::from((*code).len) });
+        let branches_only = self.cpu.env.msrs.debugctl & BTF != 0;
+        if traced && completed && !quiet && (!branches_only || self.cpu.env.rip != behind) {
             self.cpu.env.pending_db |= BS;
         }
         let exit = match self.cpu.t0.exit {
@@ -390,6 +401,10 @@ impl InterpVcpu {
                 self.cpu.env.icount += u64::from(insn);
                 self.cpu.t0.counts.faults += 1;
                 let f = self.cpu.t0.fault;
+                if f == Fault::FROZEN {
+                    self.cpu.env.halted = true;
+                    return None;
+                }
                 self.fault(f)
             }
         }
@@ -438,6 +453,7 @@ impl InterpVcpu {
         let page = cpu.translate_exec(linear)?;
         let epoch = cpu.mmu.exec_epoch.wrapping_add(cpu.t0.cs_changes);
         cpu.t0.tag = (epoch & 0xffff_ffff) << 32 | u64::from(mode);
+        cpu.t0.epoch = cpu.mmu.exec_epoch;
         if page.host.is_null() {
             return self.device_code(page, linear, mode);
         }

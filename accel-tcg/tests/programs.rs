@@ -5,6 +5,7 @@ use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
 use anura_accel_tcg::vcpu::InterpVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::{CpuState, Segment};
+use std::sync::atomic::Ordering;
 
 const CODE: u64 = 0x1_0000;
 const DATA: u64 = 0x1_2000;
@@ -311,4 +312,77 @@ fn a_guest_that_only_faults_spends_its_budget() {
     cpu.after_load();
     assert_eq!(vcpu.run(Budget::Instructions(1000)), VcpuExit::BudgetSpent);
     assert_eq!((vcpu.instructions(), vcpu.state().rip), (1000, CODE));
+}
+
+#[test]
+fn an_x87_error_with_ne_clear_freezes_at_ferr_until_ignne_or_an_interrupt() {
+    // fninit; fldcw [rsi] (zero divide unmasked); fld1; fldz; fdivp; fld1 (waits); mov eax, 1; fnclex; jmp $
+    let (bed, mut vcpu) = user(&hex("dbe3d92ed9e8d9eedef9d9e8b801000000dbe2ebfe"), "qemu64");
+    bed.put(DATA, 0x37b);
+    vcpu.cpu().env.cr0 &= !(1 << 5);
+    vcpu.cpu().after_load();
+    assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::Halted);
+    assert!(bed.board.ferr.load(Ordering::Relaxed));
+    assert_eq!((vcpu.state().rip, vcpu.state().gpr[0] & 1), (CODE + 10, 0));
+    bed.board.ignne.store(true, Ordering::Relaxed);
+    vcpu.cpu().env.halted = false;
+    run(&mut vcpu, 2);
+    assert_eq!(vcpu.state().gpr[0], 1);
+    run(&mut vcpu, 1);
+    assert!(!bed.board.ferr.load(Ordering::Relaxed), "the pin follows the status word");
+}
+
+#[test]
+fn stepping_by_branches_traps_behind_a_taken_branch_only() {
+    // nop; jz +0 is not taken; jmp +1; hlt; nop
+    let (_, mut vcpu) = user(&hex("9074009090eb01f490ebfe"), "qemu64");
+    vcpu.cpu().env.msrs.debugctl = 2;
+    vcpu.cpu().env.eflags_sys |= 1 << 8;
+    // There is no IDT: the first trap is a shutdown at the branch's target.
+    assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::TripleFault);
+    assert_eq!(vcpu.state().rip, CODE + 8);
+}
+
+#[test]
+fn a_data_breakpoint_of_an_instruction_that_faults_is_forgotten() {
+    // movsb with a readable source and no page at the destination
+    let (_, mut vcpu) = user(&hex("a4"), "qemu64");
+    let env = &mut vcpu.cpu().env;
+    env.gpr[7] = 0x4000_0000;
+    env.dr[0] = DATA;
+    env.dr7 = 0x400 | 1 | 3 << 16;
+    vcpu.cpu().after_load();
+    assert_eq!(vcpu.run(Budget::Instructions(100)), VcpuExit::TripleFault);
+    assert_eq!((vcpu.state().pending_db, vcpu.state().cr2), (0, 0x4000_0000));
+}
+
+#[test]
+fn alignment_checks_reach_every_kind_of_access() {
+    // Name, code with RSI off by one, whether it is checked.
+    let cases = [
+        ("mov", "8b06", true),
+        ("mov byte", "8a06", false),
+        ("add to memory", "0106", true),
+        ("push", "ff36", true),
+        ("movsb", "a4", false),
+        ("movsd", "a5", true),
+        ("lodsw", "66ad", true),
+        ("fld qword", "dd06", true),
+        ("fild word", "df06", true),
+        ("movd", "660f6e06", true),
+        ("movq", "f30f7e06", true),
+        ("movdqu", "f30f6f06", false),
+        ("cmpxchg8b", "0fc70e", true),
+        ("bt", "0fa306", true),
+    ];
+    for (name, code, checked) in cases {
+        let (_, mut vcpu) = user(&hex(&format!("{code}ebfe")), "qemu64");
+        let env = &mut vcpu.cpu().env;
+        env.gpr[6] = DATA + 1;
+        env.cr0 |= 1 << 18;
+        env.eflags_sys |= 1 << 18;
+        vcpu.cpu().after_load();
+        let exit = vcpu.run(Budget::Instructions(3));
+        assert_eq!(exit == VcpuExit::TripleFault, checked, "{name}");
+    }
 }

@@ -220,7 +220,7 @@ impl Machine {
         })?;
 
         trace_event!(init_phase, "vcpus");
-        let platform = Platform::new(&pc.apics, pc.fabric.gsi(13, 0));
+        let platform = Platform::new(&pc.apics, pc.math_error.clone());
         let vm_config = VmConfig {
             platform: platform.clone(),
             model: parsed.model.clone(),

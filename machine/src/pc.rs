@@ -18,6 +18,7 @@ use anura_devices::irq::fabric::FabricHandle;
 use anura_devices::irq::lapic::{ApicConfig, LocalApic};
 use anura_devices::misc::fw_cfg::FwCfg;
 use anura_devices::misc::i8237::I8237;
+use anura_devices::misc::math_error::MathError;
 use anura_devices::misc::port92::Port92;
 use anura_devices::pci::{self, PciBus, PciFunction, devfn};
 use anura_devices::serial::parallel::Parallel;
@@ -77,6 +78,8 @@ pub struct Pc {
     pub fw_cfg: DeviceCell<FwCfg>,
     /// ISA DMA, for devices that use it.
     pub isa_dma: DeviceCell<I8237>,
+    /// FERR# and port F0h.
+    pub math_error: DeviceCell<MathError>,
     /// What the ACPI tables say of the board.
     pub acpi: acpi::Board,
     /// Keyboard and mouse, if the board has them.
@@ -173,6 +176,7 @@ impl Pc {
         let pm = Piix4Pm::new(fabric.gsi(9, 0), fabric.gsi(9, 1), &requests, &clock, &map, &ports);
         let fw_cfg = FwCfg::new(Dma::new(&memory));
         let isa_dma = I8237::new(Dma::new(&memory));
+        let math_error = MathError::new(fabric.gsi(13, 0));
         let acpi = acpi_board(parts, ram.below_4g);
         let mut board = Self {
             map,
@@ -192,6 +196,7 @@ impl Pc {
             pm,
             fw_cfg,
             isa_dma,
+            math_error,
             acpi,
             keyboard: None,
             vga: None,
@@ -292,6 +297,9 @@ impl Pc {
         let port92 = Port92::new(&self.requests);
         Port92::map(&port92, &self.map, &self.ports);
         self.add("port92", &port92);
+        MathError::map(&self.math_error, &self.map, &self.ports);
+        let math_error = self.math_error.clone();
+        self.add("math-error", &math_error);
         FwCfg::map(&self.fw_cfg, &self.map, &self.ports);
         let fw_cfg = self.fw_cfg.clone();
         self.add("fw_cfg", &fw_cfg);

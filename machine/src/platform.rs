@@ -5,20 +5,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anura_accel::{CpuPlatform, LocalApic, Pending};
 use anura_devices::irq::lapic;
-use anura_vmcore::IrqLine;
+use anura_devices::misc::math_error::MathError;
+use anura_vmcore::DeviceCell;
 
 /// The board's side of all vCPUs.
 pub(crate) struct Platform {
     apics: Vec<BoardApic>,
-    ferr: IrqLine,
+    math_error: DeviceCell<MathError>,
     a20: AtomicBool,
 }
 
 impl Platform {
-    pub(crate) fn new(apics: &[Arc<lapic::LocalApic>], ferr: IrqLine) -> Arc<Self> {
+    pub(crate) fn new(apics: &[Arc<lapic::LocalApic>], math_error: DeviceCell<MathError>) -> Arc<Self> {
         Arc::new(Self {
             apics: apics.iter().cloned().map(BoardApic).collect(),
-            ferr,
+            math_error,
             a20: AtomicBool::new(true),
         })
     }
@@ -44,7 +45,11 @@ impl CpuPlatform for Platform {
     }
 
     fn ferr(&self, level: bool) {
-        self.ferr.set(level);
+        self.math_error.lock().ferr(level);
+    }
+
+    fn ignne(&self) -> bool {
+        self.math_error.lock().ignores()
     }
 
     fn a20(&self) -> bool {

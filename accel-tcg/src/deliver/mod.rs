@@ -120,6 +120,8 @@ fn arrived(cpu: &mut Cpu, e: &Event) {
             let payload = if direct { e.payload } else { 0 };
             env.dr6 = env.dr6 & !dr6::B | payload | held | dr6::ONES;
             env.dr7 &= !dr7::GD;
+            // Stepping by branches is asked for anew each time (vol. 3, 18.4.4).
+            env.msrs.debugctl &= !2;
         }
     }
 }

@@ -5,7 +5,7 @@
 use super::{Flow, HelperArgs};
 use crate::env::{Cpu, Env, Exec, Fault};
 use crate::mmu::View;
-use anura_x86::regs::{cr0, cr4, mxcsr, xcr0};
+use anura_x86::regs::{cr0, cr4, mxcsr, vector, xcr0};
 use anura_x86::state::{XSAVE_HEADER, XSAVE_YMMH};
 use anura_x86::{Feature, XsaveImage};
 
@@ -72,6 +72,30 @@ pub fn fxrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     cpu.env.fpu.bytes[24..28].copy_from_slice(&image[24..28]);
     cpu.mode_changed();
     Ok(Flow::EndBlock)
+}
+
+impl Cpu {
+    /// An unmasked x87 error of before waits at an instruction that looks: #MF, or with CR0.NE clear the FERR# pin,
+    /// and the processor stands still until an interrupt comes, unless IGNNE# lets it go on (vol. 1, 8.7).
+    pub(crate) fn x87_error(&mut self) -> Exec<()> {
+        if self.env.cr0 & cr0::NE != 0 {
+            return Err(Fault::new(vector::MF));
+        }
+        if self.platform().ignne() {
+            return Ok(());
+        }
+        self.sync_clock();
+        self.platform().ferr(true);
+        Err(Fault::FROZEN)
+    }
+
+    /// After an x87 instruction that may have changed control and status.
+    pub(crate) fn x87_controlled(&mut self) {
+        self.env.update_mode_key();
+        if self.env.cr0 & cr0::NE == 0 && self.env.fpu.fsw() & 0x80 == 0 {
+            self.platform().ferr(false);
+        }
+    }
 }
 
 fn need_fpu(cpu: &Cpu) -> Exec<()> {
@@ -337,7 +361,6 @@ pub fn stmxcsr(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
 mod tests {
     use super::*;
     use crate::testbed::{TestBed, enter_long_mode};
-    use anura_x86::regs::vector;
 
     const AREA: u64 = 0x40_0000;
     const HEADER: u64 = AREA + XSAVE_HEADER as u64;

@@ -757,7 +757,7 @@ pub(super) fn wants_out(cpu: &Cpu) -> bool {
     cpu.signal.poll.load(std::sync::atomic::Ordering::Relaxed) != 0
         || cpu.t0.leave
         || cpu.env.pending_db != 0
-        || cpu.mmu.exec_epoch as u32 != (cpu.t0.tag >> 32) as u32
+        || cpu.mmu.exec_epoch != cpu.t0.epoch
         || cpu.code_dirty()
 }
 

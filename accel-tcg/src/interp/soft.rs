@@ -8,7 +8,7 @@ use crate::mmu::View;
 use crate::mode::key;
 use crate::mutants;
 use crate::vector::{Insn, Regs, Stop};
-use anura_x86::regs::{cr0, vector};
+use anura_x86::regs::vector;
 
 /// Runs one; true if memory was reached the slow way.
 pub(super) fn run(
@@ -25,10 +25,7 @@ pub(super) fn run(
         // An exception of before that waits: #MF, or with CR0.NE clear the FERR pin and on we go.
         let (fcw, fsw) = (cpu.env.fpu.fcw(), cpu.env.fpu.fsw());
         if (fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0) && !mutants::on(mutants::M_WAIT) {
-            if cpu.env.cr0 & cr0::NE != 0 {
-                return Err(Fault::new(vector::MF));
-            }
-            cpu.platform().ferr(true);
+            cpu.x87_error()?;
         }
     }
     if aligned && !mutants::on(mutants::M_ALIGN) && va & (len as u64).wrapping_sub(1) != 0 {
@@ -83,7 +80,7 @@ pub(super) fn run(
         flags::set(&mut cpu.env, flags_after);
     }
     if t.control {
-        cpu.env.update_mode_key();
+        cpu.x87_controlled();
     }
     Ok(len != 0)
 }

@@ -147,6 +147,8 @@ pub struct State {
     pub(crate) fault: Fault,
     /// Epoch and mode key that jump cache entries must have.
     pub(crate) tag: u64,
+    /// The epoch that the running code was found in.
+    pub(crate) epoch: u64,
     /// Base and limit of the last code segment that was not flat, and how often they changed: part of the tag.
     pub(crate) cs: (u64, u32),
     pub(crate) cs_changes: u64,
@@ -198,6 +200,7 @@ impl Default for State {
             exit: Exit::Check,
             fault: Fault::UD,
             tag: 0,
+            epoch: 0,
             cs: (0, 0),
             cs_changes: 0,
             jumps: Box::new([empty; JUMPS]),

@@ -14,7 +14,7 @@ use crate::frontend::effects::{Unit, unit, uses_mxcsr};
 use crate::ir::Attr;
 use crate::mmu::View;
 use crate::mode::key;
-use anura_x86::regs::{cr0, vector};
+use anura_x86::regs::vector;
 use dynasmrt::{DynasmApi, VecAssembler, dynasm, x64::X64Relocation};
 use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -675,10 +675,7 @@ fn attempt(
     if t.waits {
         let (fcw, fsw) = (cpu.env.fpu.fcw(), cpu.env.fpu.fsw());
         if fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0 {
-            if cpu.env.cr0 & cr0::NE != 0 {
-                return Err(Fault::new(vector::MF));
-            }
-            cpu.platform().ferr(true);
+            cpu.x87_error()?;
             pending = Some((fcw, fsw));
         }
     }
@@ -788,7 +785,7 @@ fn attempt(
         }
     }
     if t.control {
-        cpu.env.update_mode_key();
+        cpu.x87_controlled();
     }
     Ok(slow)
 }

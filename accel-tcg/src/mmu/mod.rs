@@ -16,7 +16,7 @@ use anura_memory::{RamBlock, RangeKind, SpaceCache};
 use anura_vmcore::{Width, guest_error};
 use anura_x86::Feature;
 use anura_x86::paging::Mode;
-use anura_x86::regs::{cr0, cr4, dr7, rflags};
+use anura_x86::regs::{cr0, cr4, dr7, rflags, vector};
 use std::sync::Arc;
 use tlb::Tlb;
 use walk::{Context, Keys, TableMemory, Want};
@@ -338,6 +338,7 @@ impl Cpu {
 
     /// Reads 1 to 4096 bytes as one access.
     pub fn load(&mut self, va: u64, buf: &mut [u8], view: View) -> Exec<()> {
+        self.check_alignment(va, buf.len(), view)?;
         let (first, rest) = self.pieces(va, buf.len());
         // That all of it is canonical is checked before any page.
         let next = self.second_page(va, rest, view)?;
@@ -356,6 +357,7 @@ impl Cpu {
 
     /// Writes 1 to 4096 bytes as one access: all of them or, on a fault, none.
     pub fn store(&mut self, va: u64, data: &[u8], view: View) -> Exec<()> {
+        self.check_alignment(va, data.len(), view)?;
         let (first, rest) = self.pieces(va, data.len());
         // That all of it is canonical is checked before any page.
         let next = self.second_page(va, rest, view)?;
@@ -377,6 +379,7 @@ impl Cpu {
         if self.mmu.tlb.write(self.view_index(view), va, len as u64).is_some() {
             return Ok(());
         }
+        self.check_alignment(va, len, view)?;
         let (_, rest) = self.pieces(va, len);
         let next = self.second_page(va, rest, view)?;
         self.place(va, view, true)?;
@@ -415,6 +418,20 @@ impl Cpu {
         }
         self.probe_read(va, len as usize, view)?;
         Ok(self.mmu.tlb.read(index, va, len).map(|p| p.cast_const()))
+    }
+
+    /// #AC(0) for operands off their natural boundary, if the program has asked for it. Vectors and images of state
+    /// have rules of their own.
+    fn check_alignment(&self, va: u64, len: usize, view: View) -> Exec<()> {
+        if self.env.mode_key & key::AC == 0 || view == View::Super {
+            return Ok(());
+        }
+        let boundary = match len {
+            2 | 4 | 8 => len as u64,
+            10 => 8,
+            _ => 1,
+        };
+        if va & (boundary - 1) == 0 { Ok(()) } else { Err(Fault::with_error(vector::AC, 0)) }
     }
 
     /// Bytes in the first page and in the second.
@@ -486,7 +503,7 @@ impl Cpu {
             return Ok(place);
         }
         let Some((block, offset, writable)) = tables.find(page.phys, 0x1000) else { return Ok(place) };
-        if self.mmu.watch {
+        if self.mmu.watch || index == tlb::CHECKED {
             return Ok(place);
         }
         let host = block.host_ptr().as_ptr() as usize + offset as usize;
@@ -612,6 +629,7 @@ impl Cpu {
         let all = !smap || self.env.eflags_sys & rflags::AC != 0;
         self.mmu.super_ = if smap { tlb::SUPER } else { tlb::SUPER_ALL };
         self.mmu.data = match (self.env.cpl(), all) {
+            (3, _) if self.env.mode_key & key::AC != 0 => tlb::CHECKED,
             (3, _) => tlb::USER,
             (_, true) => tlb::SUPER_ALL,
             _ => tlb::SUPER,

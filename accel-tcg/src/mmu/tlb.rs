@@ -1,6 +1,6 @@
 //! The soft TLB: from a linear page to a host page, by one compare.
 //!
-//! There are three views with their own entries: user (CPL 3), supervisor without user pages
+//! There are three views with entries of their own: user (CPL 3), supervisor without user pages
 //! (SMAP and AC clear, and all implicit accesses), and supervisor. An entry has a tag for reads
 //! and one for writes; the write tag is valid only if a store may go straight to host memory:
 //! the page is RAM, its D bit is set, it holds no code and is not logged or watched.
@@ -13,13 +13,15 @@ pub const ENTRIES: usize = 1024;
 /// Entries of a view's victim buffer.
 const VICTIMS: usize = 8;
 /// Number of views.
-pub const VIEWS: usize = 3;
+pub const VIEWS: usize = 4;
 /// User view.
 pub const USER: usize = 0;
 /// Supervisor view that may not access user pages.
 pub const SUPER: usize = 1;
 /// Supervisor view that may.
 pub const SUPER_ALL: usize = 2;
+/// A view that stays empty, so that every access goes the slow way: user mode with alignment checks.
+pub const CHECKED: usize = 3;
 
 /// One translation.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +105,7 @@ impl Tlb {
     #[inline(always)]
     fn entry(&self, view: usize, va: u64) -> &Entry {
         debug_assert!(view < VIEWS);
-        // SAFETY: `index` is below ENTRIES, and every caller's view is one of the three constants
+        // SAFETY: `index` is below ENTRIES, and every caller's view is one of the constants
         // above (kept by `Mmu::set_views`), so the sum is inside the array.
         unsafe { self.entries.get_unchecked(view * ENTRIES + index(va)) }
     }
