@@ -82,7 +82,9 @@ impl CpuPlatform for Board {
     fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
         false
     }
-    fn ferr(&self, _: bool) {}
+    fn ferr(&self, _: bool) -> bool {
+        false
+    }
 }
 
 /// A port that counts up and keeps what is written.

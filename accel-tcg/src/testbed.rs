@@ -79,10 +79,8 @@ impl CpuPlatform for EmptyBoard {
     fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
         false
     }
-    fn ferr(&self, level: bool) {
+    fn ferr(&self, level: bool) -> bool {
         self.ferr.store(level, Ordering::Relaxed);
-    }
-    fn ignne(&self) -> bool {
         self.ignne.load(Ordering::Relaxed)
     }
     fn a20(&self) -> bool {

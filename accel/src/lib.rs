@@ -232,12 +232,9 @@ pub trait CpuPlatform: Send + Sync {
     fn rdmsr(&self, cpu: u32, msr: u32) -> Option<u64>;
     /// Writes one; `false` is #GP.
     fn wrmsr(&self, cpu: u32, msr: u32, value: u64) -> bool;
-    /// The FERR# pin: an unmasked x87 error with CR0.NE clear (IRQ 13).
-    fn ferr(&self, level: bool);
-    /// The IGNNE# pin: with CR0.NE clear, x87 instructions go on in spite of an unmasked error.
-    fn ignne(&self) -> bool {
-        false
-    }
+    /// The FERR# pin: an unmasked x87 error with CR0.NE clear (IRQ 13). True if IGNNE# is asserted, so that x87
+    /// instructions go on in spite of the error.
+    fn ferr(&self, level: bool) -> bool;
     /// The A20 gate is open. Closed, address bit 20 of every access of a CPU is zero; DMA is not concerned. It
     /// changes only while no vCPU runs.
     fn a20(&self) -> bool {

@@ -95,6 +95,25 @@ pub struct BusNode {
     pub devices: Vec<DeviceNode>,
 }
 
+/// A machine check to be injected: a bank's registers (Intel SDM volume 3, chapter 16).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineCheck {
+    /// Whose bank.
+    pub cpu: u32,
+    /// The bank.
+    pub bank: u64,
+    /// IA32_MCi_STATUS.
+    pub status: u64,
+    /// IA32_MCG_STATUS.
+    pub mcg_status: u64,
+    /// IA32_MCi_ADDR.
+    pub address: u64,
+    /// IA32_MCi_MISC.
+    pub misc: u64,
+    /// The other CPUs get a machine check without an error of their own.
+    pub broadcast: bool,
+}
+
 /// A request that the machine refuses, in one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -118,6 +137,8 @@ pub trait MachineControl: Send + Sync {
     fn key(&self, key: u16, down: bool) -> Result<(), ControlError>;
     /// NMI to all vCPUs.
     fn nmi(&self) -> Result<(), ControlError>;
+    /// Injects a machine check.
+    fn mce(&self, check: &MachineCheck) -> Result<(), ControlError>;
     /// Saves the stopped machine to `exec:…` or `file:…`.
     fn migrate(&self, uri: &str) -> Result<(), ControlError>;
 

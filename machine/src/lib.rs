@@ -15,6 +15,7 @@ pub mod linux_fw;
 mod localtime;
 pub mod logging;
 mod machine;
+mod mce;
 pub mod memory;
 mod monitor_face;
 mod multiboot;

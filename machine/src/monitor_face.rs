@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anura_memory::{AddressSpace, MemoryMap, RamBlock};
 use anura_x86::CpuState;
 
-use crate::control::{BusNode, ControlError, CpuInfo, MachineControl, RunState};
+use crate::control::{BusNode, ControlError, CpuInfo, MachineCheck, MachineControl, RunState};
 use crate::machine::Machine;
 
 impl Machine {
@@ -86,6 +86,25 @@ impl MachineControl for Machine {
 
     fn nmi(&self) -> Result<(), ControlError> {
         self.inner.pc.apic_bus.nmi_all();
+        Ok(())
+    }
+
+    fn mce(&self, check: &MachineCheck) -> Result<(), ControlError> {
+        self.check_cpu(check.cpu)?;
+        self.inner.cpus.pause(|turns| -> Result<(), ControlError> {
+            for (n, vcpu) in turns.vcpus().enumerate() {
+                let named = n == check.cpu as usize;
+                if !named && !check.broadcast {
+                    continue;
+                }
+                let mut state = vcpu.state();
+                crate::mce::inject(&mut state, check, named)?;
+                vcpu.set_state(&state).map_err(|e| ControlError(e.to_string()))?;
+            }
+            Ok(())
+        })?;
+        // Halted CPUs look for it.
+        self.inner.pc.signals.iter().for_each(|s| s.raise(anura_vmcore::CpuSignal::IRQ));
         Ok(())
     }
 

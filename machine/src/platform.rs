@@ -44,12 +44,8 @@ impl CpuPlatform for Platform {
         false
     }
 
-    fn ferr(&self, level: bool) {
-        self.math_error.lock().ferr(level);
-    }
-
-    fn ignne(&self) -> bool {
-        self.math_error.lock().ignores()
+    fn ferr(&self, level: bool) -> bool {
+        self.math_error.lock().ferr(level)
     }
 
     fn a20(&self) -> bool {

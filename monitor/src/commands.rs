@@ -1,5 +1,6 @@
 //! The table of commands, and running a line by it.
 
+use anura_machine::control::MachineCheck;
 use anura_memory::{RangeKind, Requester, Width};
 
 use crate::args::Args;
@@ -41,6 +42,7 @@ const TABLE: &[Command] = &[
     row("i", None, "/fmt addr", "I/O port read", port_in),
     row("info", None, "[subcommand]", "show various information about the system state", show),
     row("log", None, "item1[,...]", "activate logging of the specified items", log),
+    row("mce", None, "[-b] cpu bank status mcgstatus addr misc", "inject a machine check (-b: to all other CPUs too)", mce),
     row("memsave", None, "addr size file", "save to disk virtual memory dump starting at 'addr' of size 'size'", memsave),
     row("migrate", None, "[-d] uri", "save the stopped machine to file:PATH or exec:COMMAND", migrate),
     row("nmi", None, "", "inject an NMI", nmi),
@@ -161,6 +163,15 @@ fn system_powerdown(s: &mut Session, _: &mut Args<'_>) -> Output {
 
 fn nmi(s: &mut Session, _: &mut Args<'_>) -> Output {
     silent(s.machine.nmi())
+}
+
+fn mce(s: &mut Session, args: &mut Args<'_>) -> Output {
+    let broadcast = args.switch("-b");
+    let mut number = || args.number(s);
+    let (cpu, bank) = (number()?, number()?);
+    let [status, mcg_status, address, misc] = [number()?, number()?, number()?, number()?];
+    let cpu = u32::try_from(cpu).map_err(|_| "mce: no such CPU".to_owned())?;
+    silent(s.machine.mce(&MachineCheck { cpu, bank, status, mcg_status, address, misc, broadcast }))
 }
 
 fn quit(s: &mut Session, _: &mut Args<'_>) -> Output {

@@ -84,6 +84,9 @@ impl MachineControl for Fake {
     fn nmi(&self) -> Result<(), ControlError> {
         self.note("nmi")
     }
+    fn mce(&self, check: &MachineCheck) -> Result<(), ControlError> {
+        self.note(format!("mce {} {} {:x} {}", check.cpu, check.bank, check.status, check.broadcast))
+    }
     fn migrate(&self, uri: &str) -> Result<(), ControlError> {
         self.note(format!("migrate {uri}"))
     }
@@ -220,6 +223,7 @@ fn commands_reach_the_machine() {
         ("system_reset", ""),
         ("system_powerdown", ""),
         ("nmi", ""),
+        ("mce -b 1 2 0x9000000000000000 0 0 0", ""),
         ("migrate -d \"exec:cat > /tmp/x\"", ""),
         ("log int,unimp", ""),
         ("q", ""),
@@ -237,8 +241,17 @@ fn commands_reach_the_machine() {
         ("info statehash", "stop the machine first\nTry \"help info\" for more information\n"),
         ("trace-event nope on", "Error: unknown event \"nope\"\n"),
     ]);
-    let want =
-        ["cont", "stop", "reset", "powerdown", "nmi", "migrate exec:cat > /tmp/x", "log int,unimp", "quit"];
+    let want = [
+        "cont",
+        "stop",
+        "reset",
+        "powerdown",
+        "nmi",
+        "mce 1 2 9000000000000000 true",
+        "migrate exec:cat > /tmp/x",
+        "log int,unimp",
+        "quit",
+    ];
     assert_eq!(*fake.asked.lock(), want);
     let out = Hmp::new(fake).run("gpa2hva 0x100");
     assert!(

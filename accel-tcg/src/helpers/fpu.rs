@@ -81,12 +81,8 @@ impl Cpu {
         if self.env.cr0 & cr0::NE != 0 {
             return Err(Fault::new(vector::MF));
         }
-        if self.platform().ignne() {
-            return Ok(());
-        }
         self.sync_clock();
-        self.platform().ferr(true);
-        Err(Fault::FROZEN)
+        if self.platform().ferr(true) { Ok(()) } else { Err(Fault::FROZEN) }
     }
 
     /// After an x87 instruction that may have changed control and status.

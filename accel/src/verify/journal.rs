@@ -264,10 +264,7 @@ impl Recorder {
             }
             Kind::Rdmsr => Answer::optional(self.platform.rdmsr(call.cpu, call.at as u32)),
             Kind::Wrmsr => Answer::of(self.platform.wrmsr(call.cpu, call.at as u32, call.value).into()),
-            Kind::Ferr => {
-                self.platform.ferr(call.value != 0);
-                Answer::default()
-            }
+            Kind::Ferr => Answer::of(self.platform.ferr(call.value != 0).into()),
             Kind::Sync => Answer::of(pack(apic.sync())),
             Kind::Acknowledge => Answer::optional(apic.acknowledge().map(u64::from)),
             Kind::TakeNmi => Answer::of(apic.take_nmi().into()),
@@ -592,8 +589,8 @@ impl CpuPlatform for Platform {
         self.outside.call(Call::new(Kind::Wrmsr, cpu, msr.into(), value)).value != 0
     }
 
-    fn ferr(&self, level: bool) {
-        self.outside.call(Call::new(Kind::Ferr, 0, 0, level.into()));
+    fn ferr(&self, level: bool) -> bool {
+        self.outside.call(Call::new(Kind::Ferr, 0, 0, level.into())).value != 0
     }
 
     fn a20(&self) -> bool {

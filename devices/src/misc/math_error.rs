@@ -31,18 +31,14 @@ impl MathError {
         self.line.set(false);
     }
 
-    /// The processor's FERR# pin.
-    pub fn ferr(&mut self, level: bool) {
-        if level {
+    /// The processor's FERR# pin; the level of IGNNE#.
+    pub fn ferr(&mut self, level: bool) -> bool {
+        if !level {
+            self.ignore = false;
+        } else if !self.ignore {
             self.latched = true;
             self.line.set(true);
-        } else {
-            self.ignore = false;
         }
-    }
-
-    /// IGNNE#: the processor goes on in spite of an error.
-    pub fn ignores(&self) -> bool {
         self.ignore
     }
 }
@@ -75,11 +71,9 @@ mod tests {
         let lines = LineLevels::new();
         let cell = MathError::new(lines.line(13));
         let mut device = cell.lock();
-        device.ferr(true);
-        assert!(lines.level(13) && !device.ignores());
+        assert!(!device.ferr(true) && lines.level(13));
         device.acknowledge();
-        assert!(!lines.level(13) && device.ignores());
-        device.ferr(false);
-        assert!(!device.ignores());
+        assert!(device.ferr(true) && !lines.level(13));
+        assert!(!device.ferr(false) && !device.ferr(true) && lines.level(13));
     }
 }
