@@ -170,3 +170,49 @@ fn the_32_bit_kernel_without_pae_reaches_the_shell() {
 fn the_32_bit_kernel_with_pae_reaches_the_shell() {
     boot_32_bit("vmlinuz-686-pae");
 }
+
+/// Starts a 16-bit guest through SeaBIOS; what it sent to port E9h once `until` is there, and a monitor.
+fn bios_guest(
+    program: &Path,
+    dir: &Path,
+    image: &[u8],
+    until: &str,
+) -> (Emulator, Monitor, std::path::PathBuf) {
+    let (kernel, log) = (dir.join("guest"), dir.join("log"));
+    std::fs::write(&kernel, image).unwrap();
+    let (kernel, console) = (kernel.display().to_string(), format!("file:{}", log.display()));
+    let exit = "isa-debug-exit,iobase=0xf4,iosize=4";
+    let args = ["-m", "16", "-kernel", &kernel, "-debugcon", &console, "-device", exit];
+    let emulator = Emulator::start(program, dir, &args);
+    let monitor = emulator.monitor();
+    wait_for(&log, until);
+    (emulator, monitor, log)
+}
+
+#[test]
+fn a_program_of_doss_kind_lives_on_the_bios() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let dir = tempfile::tempdir().unwrap();
+    let image = anura_tests::guests::bios::dos_like().unwrap();
+    let (mut emulator, mut monitor, log) = bios_guest(&program, dir.path(), &image, "press a key ");
+    assert!(screen(&mut monitor, 25).contains("three ticks, press a key"));
+    monitor.run("sendkey a");
+    assert_eq!(emulator.wait(), Some(33));
+    let text = std::fs::read_to_string(&log).unwrap();
+    let want =
+        "memory 027f extended 3bf8 columns 0050 disk status 0001 three ticks, press a key 1e61 INT 21h";
+    assert!(text.contains(want), "{text}");
+}
+
+#[test]
+fn a_memory_test_in_real_mode_passes() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(seabios(), NO_FIRMWARE);
+    let dir = tempfile::tempdir().unwrap();
+    let image = anura_tests::guests::bios::memory_test().unwrap();
+    let (mut emulator, _monitor, log) = bios_guest(&program, dir.path(), &image, "anura-memtest: ");
+    assert_eq!(emulator.wait(), Some(33));
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains(" times 64 KiB passed"), "{text}");
+}

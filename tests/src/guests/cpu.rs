@@ -141,7 +141,7 @@ pub(super) const GUESTS: &[Guest] = &[
         c.mov(ecx, 0xc000_0080u32)?; c.rdmsr()?; c.or(eax, 1)?; c.wrmsr()?;
         // STAR: ring 0 at 8, so that CS is 8; the 64-bit code of ring 0 is elsewhere, so LSTAR only stores the flags.
         c.trial("STAR keeps:", |c| { c.mov(ecx, 0xc000_0081u32)?; c.mov(edx, 0x20_0028)?; c.xor(eax, eax)?; c.wrmsr()?; c.xor(edx, edx)?; c.rdmsr()?; c.show(edx) })?;
-        c.trial("LSTAR is canonical:", |c| { c.mov(ecx, 0xc000_0082u32)?; c.mov(edx, 0x8000)?; c.xor(eax, eax)?; c.wrmsr() })?;
+        c.trial("LSTAR is canonical:", |c| { c.mov(ecx, 0xc000_0082u32)?; c.mov(edx, 0x4000_0000)?; c.xor(eax, eax)?; c.wrmsr() })?;
         c.trial("SYSRET to what is not canonical:", |c| { c.mov(rcx, 0x8000_0000_0000u64)?; c.db(&[0x48, 0x0f, 0x07]) })
     }),
     one("fetch_at_the_end_of_memory", Mode::Flat32, |c| {

@@ -163,7 +163,7 @@ pub(super) const GUESTS: &[Guest] = &[
         c.trial("SYSENTER_EIP keeps:", |c| { c.mov(ecx, 0x176)?; c.mov(eax, 0x1234)?; c.xor(edx, edx)?; c.wrmsr()?; c.xor(eax, eax)?; c.rdmsr()?; c.hex() })?;
         c.trial("EFER reserved:", |c| { c.mov(ecx, 0xc000_0080u32)?; c.mov(eax, 0x10)?; c.xor(edx, edx)?; c.wrmsr() })?;
         c.trial("PAT of a bad type:", |c| { c.mov(ecx, 0x277)?; c.mov(eax, 2)?; c.xor(edx, edx)?; c.wrmsr() })?;
-        c.trial("FS base beyond canonical:", |c| { c.mov(ecx, 0xc000_0100u32)?; c.xor(eax, eax)?; c.mov(edx, 0x10_0000)?; c.wrmsr() })?;
+        c.trial("FS base beyond canonical:", |c| { c.mov(ecx, 0xc000_0100u32)?; c.xor(eax, eax)?; c.mov(edx, 0x4000_0000)?; c.wrmsr() })?;
         c.user_trial("ring 3:", 0, |c| { c.mov(ecx, 0x176)?; c.wrmsr() })
     }),
     one("interrupt_window", Mode::Flat32, |c| {
