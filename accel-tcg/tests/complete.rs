@@ -152,3 +152,33 @@ fn whatever_vectors_can_do_the_portable_code_can() {
     missing.dedup();
     assert!(missing.is_empty(), "{}", missing.join(" "));
 }
+
+#[test]
+fn what_a_model_hides_is_undefined_or_means_what_it_meant_before() {
+    let available = FeatureSet::available();
+    let all = Features::all();
+    let mode = mode(64, 0);
+    // Encodings that have a meaning with everything shown, once each.
+    let mut one_each: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+    encodings(|bytes| {
+        if let Ok(i) = decode(&bytes[..bytes.len().min(15)], 0x1000, mode, &all) {
+            one_each.entry(i.code() as u32).or_insert_with(|| bytes[..bytes.len().min(15)].to_vec());
+        }
+    });
+    let mut wrong = vec![];
+    for name in CpuModel::names() {
+        let m = CpuModel::parse(name, &available).expect("a model that exists").model;
+        let f = Features::of(&m);
+        for bytes in one_each.values() {
+            let Ok(i) = decode(bytes, 0x1000, mode, &f) else { continue };
+            if f.allow(&i) {
+                continue;
+            }
+            let b = blocks::build(&bytes[..i.len()], || Err::<[u8; 15], ()>(()), (0, 0x1000, mode), &f, 1);
+            if b.is_ok_and(|b| !b.block.ops.iter().any(|o| o.op == Opcode::Raise && o.imm & 0xff == 6)) {
+                wrong.push(format!("{name}: {:?}", i.code()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} run all the same: {:?}", wrong.len(), &wrong[..wrong.len().min(20)]);
+}

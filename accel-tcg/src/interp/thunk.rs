@@ -635,8 +635,9 @@ pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
     let view = if o.y as u8 & Attr::STACK != 0 { View::Stack } else { View::Data };
     let len = t.mem as usize;
     let aligned = o.y as u8 & Attr::ALIGNED != 0;
-    // What the host would do differently is run in portable code: unmasked SIMD exceptions, and pinned results.
-    let ours = t.mxcsr && cpu.env.mode_key & key::FPX != 0 || t.pinned && cpu.vm.config.counted;
+    // What the host would do differently is run in portable code: unmasked SIMD exceptions, results that are pinned,
+    // and the x87's control instructions, since hosts differ in when they keep its pointers.
+    let ours = t.control || t.mxcsr && cpu.env.mode_key & key::FPX != 0 || t.pinned && cpu.vm.config.counted;
     let result = match (t.entry, &t.soft) {
         (None, None) => Err(Fault::UD),
         (Some(entry), soft) if soft.is_none() || !ours => {
@@ -728,6 +729,8 @@ fn attempt(
         // The x87 runs with the guest's own masks: an unmasked exception is signalled by the next waiting
         // instruction only, and neither FXSAVE nor FNINIT is one.
         let pointers = [8, 16].map(|at| cpu.env.fpu.u64_at(at));
+        let own = [cpu.env.fpu.bytes[6], cpu.env.fpu.bytes[7]];
+        let own_mask: [u8; 4] = std::array::from_fn(|n| cpu.env.fpu.bytes[28 + n]);
         if let Some((fcw, fsw)) = pending {
             cpu.env.fpu.set_fcw(fcw | 0x3f);
             cpu.env.fpu.set_fsw(fsw & !0x80bf);
@@ -746,6 +749,8 @@ fn attempt(
             let dp = if t.control || len == 0 { pointers[1] } else { va };
             cpu.env.fpu.set_u64_at(8, ip);
             cpu.env.fpu.set_u64_at(16, dp);
+            cpu.env.fpu.bytes[6..8].copy_from_slice(&own);
+            cpu.env.fpu.bytes[28..32].copy_from_slice(&own_mask);
         }
         if t.mxcsr {
             let raised = (*c).mxcsr_out & 0x3f;
