@@ -416,7 +416,11 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms
     );
     o.loads_control = matches!(i.mnemonic(), Fldcw | Fldenv | Frstor);
-    o.waits = o.x87 && !matches!(i.mnemonic(), Fnstcw | Fnstsw | Fnstenv | Fnsave | Fninit | Fnclex);
+    o.waits = o.x87
+        && !matches!(
+            i.mnemonic(),
+            Fnstcw | Fnstsw | Fnstenv | Fnsave | Fninit | Fnclex | Fneni | Fndisi | Fnsetpm
+        );
     let mut factory = InstructionInfoFactory::new();
     let info = factory.info(&i);
     for m in info.used_memory() {

@@ -4,7 +4,7 @@
 //!
 //! - Flags that the manual leaves undefined: the host does what its maker chose, the engine what
 //!   its portable table says. They are compared where the two are the same, which on AMD's hosts is
-//!   everything but the list in [`undefined_differ`]; the rest is masked by the decoder's own list, and counted.
+//!   everything but the list below; the rest is masked by the decoder's own list, and counted.
 //! - FIP, FDP and FOP of the x87: hosts differ in when they keep them; not compared.
 //! - A jump to a page that is not there: the host reports the page fault of the fetch, the
 //!   engine stops before it. The registers must agree.

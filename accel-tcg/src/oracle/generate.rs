@@ -835,7 +835,7 @@ fn random_image(r: &mut Random) -> FpImage {
         _ => 0,
     };
     let sticky = if r.chance(30) { r.bits() as u32 & 0x3f } else { 0 };
-    // Some leave exceptions unmasked; then nothing may be pending yet.
+    // Some leave exceptions unmasked.
     let masks = if r.chance(15) { r.bits() as u32 & 0x3f } else { 0x3f };
     x.set_mxcsr(masks << 7 | round << 13 | extra | sticky & masks);
     let masks = if r.chance(15) { r.bits() as u16 & 0x3f } else { 0x3f };
@@ -848,6 +848,11 @@ fn random_image(r: &mut Random) -> FpImage {
         1 => 0xff,
         _ => r.bits() as u8,
     };
+    if r.chance(6) {
+        // An exception that waits for the next instruction.
+        x.set_fsw(x.fsw() | 1 << r.below(6));
+        x.settle_x87();
+    }
     for i in 0..8 {
         let (low, high) = extended(r);
         x.set_u64_at(32 + i * 16, low);
