@@ -402,7 +402,12 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     let sixteen = !is64 && mode & key::CODE32 == 0;
     o.soft = crate::vector::Insn::new(&i).map(Box::new);
     o.pinned = is_pinned(i.mnemonic());
-    let arena = arena.filter(|_| host_has(&i));
+    // What handles the pointers to the last x87 instruction: the host's are not the guest's.
+    let pointers = matches!(
+        i.mnemonic(),
+        Mnemonic::Fninit | Mnemonic::Fnsave | Mnemonic::Fnstenv | Mnemonic::Fldenv | Mnemonic::Frstor
+    );
+    let arena = arena.filter(|_| host_has(&i) && !pointers);
     let patched = patch(bytes, &i, is64, sixteen).filter(|p| faithful(p, &i));
     let (reg, rm) = patched.as_ref().map_or((None, None), |p| (p.reg, p.rm));
     let unit = unit(&i);
