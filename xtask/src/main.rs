@@ -21,6 +21,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fuzz devices [ARGS]    random traffic on all devices
   soak cpu               fuzz cpu for hours, with new seeds
   suites NAME --from DIR a suite by others against its list of expected results; more with suites
+  soak guests [ENGINE] [--full]  a Debian guest that checks itself: OpenSSL, the C library, stress-ng
   soak                   the fuzzers for a long time, with new seeds";
 
 fn main() -> ExitCode {
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         ["fuzz", "devices", rest @ ..] => binary("fuzz_devices", rest),
         ["soak", "cpu"] => soak_cpu(),
         ["suites", rest @ ..] => suites::judge(rest),
+        ["soak", "guests", rest @ ..] => soak_guests(rest),
         ["soak"] => soak(),
         _ => Err(USAGE.to_owned()),
     };
@@ -135,14 +137,20 @@ fn binary(name: &str, args: &[&str]) -> Result<(), String> {
     cargo(&all)
 }
 
-/// Hot loops, then boots of the fetched kernel beside QEMU's, if QEMU is installed.
-fn bench_interp(args: &[&str]) -> Result<(), String> {
-    with_guest()?;
+/// Where tools/fetch-guest keeps its files.
+fn guest_cache() -> PathBuf {
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache"),
     };
-    let guest = |name: &str| cache.join("anura").join(name).display().to_string();
+    cache.join("anura")
+}
+
+/// Hot loops, then boots of the fetched kernel beside QEMU's, if QEMU is installed.
+fn bench_interp(args: &[&str]) -> Result<(), String> {
+    with_guest()?;
+    let cache = guest_cache();
+    let guest = |name: &str| cache.join(name).display().to_string();
     let (kernel, initrd) = (guest("vmlinuz"), guest("initrd.gz"));
     let mut all = vec!["--kernel", &kernel, "--initrd", &initrd];
     all.extend(args);
@@ -165,6 +173,36 @@ fn soak_cpu() -> Result<(), String> {
         binary("fuzz_cpu", &["--seconds", "600", "--seed", &seed])?;
     }
     Ok(())
+}
+
+/// A Debian guest that checks itself: known answers of OpenSSL and the C library, stress-ng with verification.
+fn soak_guests(args: &[&str]) -> Result<(), String> {
+    let engine = args.iter().find(|arg| **arg != "--full").copied().unwrap_or("interp");
+    let what = if args.contains(&"--full") { "allchecks" } else { "checks" };
+    run(Command::new("tools/fetch-guest").arg("checks").stdout(std::process::Stdio::null()))?;
+    cargo(&["build", "--release", "--package", "anura"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let cache = guest_cache();
+    let append = format!("console=ttyS0 quiet panic=-1 anura.run={what}");
+    let output = Command::new(target.join("release/anura"))
+        .args(["-accel", engine, "-cpu", "max", "-m", "512", "-nographic", "-no-reboot", "-append", &append])
+        .arg("-kernel")
+        .arg(cache.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(cache.join("initrd-checks.gz"))
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(|error| format!("anura: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+    text.lines().filter(|line| line.contains("anura-guest: check")).for_each(|line| println!("{line}"));
+    if text.contains("anura-guest: checks passed") {
+        return Ok(());
+    }
+    let end: Vec<&str> = text.lines().rev().take(20).collect();
+    Err(format!(
+        "the guest's checks did not pass; its last lines:\n{}",
+        end.into_iter().rev().collect::<Vec<_>>().join("\n")
+    ))
 }
 
 /// Hours of fuzzing, each round with a seed of its own.
