@@ -8,7 +8,7 @@ use crate::mmu::View;
 use crate::mode::key;
 use anura_x86::Segment;
 use anura_x86::desc::tss32;
-use anura_x86::regs::{cr0, cr4, efer, rflags, vector};
+use anura_x86::regs::{cr0, cr4, dr6, efer, rflags, vector};
 use anura_x86::segment::index::{CS, SS};
 use anura_x86::state::EventKind;
 
@@ -45,8 +45,16 @@ pub fn syscall(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         env.seg[CS] = flat(cs, CODE32);
     }
     env.seg[SS] = flat(cs.wrapping_add(8), DATA);
+    step_by_new_flags(cpu);
     cpu.mode_changed();
     Ok(Flow::Jumped)
+}
+
+/// Single steps look at TF as SYSCALL and SYSRET leave it, not as they find it.
+fn step_by_new_flags(cpu: &mut Cpu) {
+    if cpu.env.eflags_sys & rflags::TF != 0 {
+        cpu.env.pending_db |= dr6::BS;
+    }
 }
 
 /// SYSRET; `size` 8 returns to 64-bit code.
@@ -78,6 +86,7 @@ pub fn sysret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         env.eflags_sys |= rflags::IF;
     }
     env.seg[SS] = flat(base.wrapping_add(8) | 3, DATA | DPL3);
+    step_by_new_flags(cpu);
     cpu.mode_changed();
     Ok(Flow::Jumped)
 }

@@ -337,7 +337,9 @@ fn syscall_and_sysret_are_each_others_way_back() {
     assert_eq!((cpu.env.rip, cpu.env.cpl(), cpu.env.gpr[1]), (0x7000, 0, 0x5002));
     assert_eq!(cpu.env.gpr[11], FLAGS);
     assert_eq!(cpu.env.rflags(), rflags::CF | rflags::ONE);
+    assert_eq!(cpu.env.pending_db, 0, "TF is masked");
     sysret(&mut cpu, &args).unwrap();
+    assert_eq!(cpu.env.pending_db, dr6::BS, "TF is set by SYSRET");
     assert_eq!((cpu.env.rip, cpu.env.cpl(), cpu.env.rflags()), (0x5002, 3, FLAGS));
     assert_eq!((cpu.env.seg[CS].selector, cpu.env.seg[SS].selector), (0x23, 0x1b));
     assert_eq!(sysret(&mut cpu, &args), Err(Fault::GP0));

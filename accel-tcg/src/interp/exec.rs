@@ -1110,7 +1110,7 @@ fn end(cpu: &mut Cpu, flow: Flow, next_rip: u64, done: u64) -> Next {
 pub(crate) fn ends_without_trap(code: &Code) -> bool {
     use crate::ir::Help;
     code.sites.first().is_some_and(|s| {
-        matches!(s.help, Help::Int | Help::Int3 | Help::Int1 | Help::Into)
+        matches!(s.help, Help::Int | Help::Int3 | Help::Int1 | Help::Into | Help::Syscall | Help::Sysret)
             || (matches!(s.help, Help::MovToSreg | Help::PopSreg | Help::LoadFar) && s.args.reg == 2)
     })
 }
