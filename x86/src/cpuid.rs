@@ -144,7 +144,7 @@ features! {
     E1Ecx {
         LahfLm = 0 "lahf-lm" Engine, CmpLegacy = 1 "cmp-legacy" Engine, Svm = 2 "svm" None,
         Extapic = 3 "extapic" None, Cr8legacy = 4 "cr8legacy" Engine, Abm = 5 "abm" Host,
-        Sse4a = 6 "sse4a" None, Misalignsse = 7 "misalignsse" None, Prefetch3dnow = 8 "3dnowprefetch" Engine,
+        Sse4a = 6 "sse4a" Host, Misalignsse = 7 "misalignsse" None, Prefetch3dnow = 8 "3dnowprefetch" Engine,
         Osvw = 9 "osvw" None, Ibs = 10 "ibs" None, Xop = 11 "xop" None, Skinit = 12 "skinit" None,
         Wdt = 13 "wdt" None, Lwp = 15 "lwp" None, Fma4 = 16 "fma4" None, Tce = 17 "tce" None,
         NodeidMsr = 19 "nodeid-msr" None, Tbm = 21 "tbm" None, Topoext = 22 "topoext" None,

@@ -86,6 +86,7 @@ const MAP: &[(CpuidFeature, Feature)] = {
         (C::SSE, F::Sse),
         (C::SSE2, F::Sse2),
         (C::SSE3, F::Sse3),
+        (C::SSE4A, F::Sse4a),
         (C::SSE4_1, F::Sse41),
         (C::SSE4_2, F::Sse42),
         (C::SSSE3, F::Ssse3),
@@ -171,6 +172,7 @@ pub fn unit(i: &Instruction) -> Unit {
             | C::SSE2
             | C::SSE3
             | C::SSSE3
+            | C::SSE4A
             | C::SSE4_1
             | C::SSE4_2
             | C::AES

@@ -533,6 +533,7 @@ fn host_has(i: &Instruction) -> bool {
         i.cpuid_features().iter().all(|f| match f {
             C::SSE3 => std::arch::is_x86_feature_detected!("sse3"),
             C::SSSE3 => std::arch::is_x86_feature_detected!("ssse3"),
+            C::SSE4A => std::arch::is_x86_feature_detected!("sse4a"),
             C::SSE4_1 => std::arch::is_x86_feature_detected!("sse4.1"),
             C::SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
             C::AES => std::arch::is_x86_feature_detected!("aes"),

@@ -100,6 +100,8 @@ pub struct Insn {
     pub ops: u8,
     /// First immediate.
     pub imm: u8,
+    /// Second immediate.
+    pub imm2: u8,
     /// Bytes of the memory operand.
     pub mem: u8,
     /// The decoder's idea of it.
@@ -113,8 +115,7 @@ impl Insn {
     pub fn new(i: &Instruction) -> Option<Insn> {
         let mut op = [Opnd::None; 4];
         let mut ops = 0;
-        let mut imm = 0;
-        let mut seen_imm = false;
+        let (mut imm, mut imm2) = (0, 0);
         let mut len = 16;
         let mut mmx = false;
         let mut xmm = false;
@@ -130,15 +131,12 @@ impl Insn {
                     operand(r)?
                 }
                 OpKind::Memory => Opnd::Mem,
-                OpKind::Immediate8 | OpKind::Immediate8_2nd => {
-                    if !seen_imm {
-                        imm = if i.op_kind(n) == OpKind::Immediate8 {
-                            i.immediate8()
-                        } else {
-                            i.immediate8_2nd()
-                        };
-                        seen_imm = true;
-                    }
+                OpKind::Immediate8 => {
+                    imm = i.immediate8();
+                    continue;
+                }
+                OpKind::Immediate8_2nd => {
+                    imm2 = i.immediate8_2nd();
                     continue;
                 }
                 // Implicit rDI of the masked moves and the like: not ours.
@@ -160,6 +158,7 @@ impl Insn {
             op,
             ops: ops as u8,
             imm,
+            imm2,
             mem: i.memory_size().size().min(128) as u8,
             code: i.code(),
             mnemonic: i.mnemonic(),

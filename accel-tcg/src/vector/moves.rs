@@ -2,6 +2,7 @@
 
 use super::{Insn, Opnd, Regs, Stop, V, lane, low64, set_lane, shuffle};
 use crate::mutants;
+use iced_x86::Code;
 
 const CF: u64 = 1;
 const ZF: u64 = 0x40;
@@ -140,6 +141,42 @@ pub fn blend_by<const N: usize>(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> 
 /// MOVQ2DQ and MOVDQ2Q.
 pub fn between(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
     low::<8>(i, r)
+}
+
+/// The bits that EXTRQ and INSERTQ move: length (0 is 64) and index, by immediates or by a register's bytes.
+fn field(i: &Insn, r: &Regs<'_>, at: usize) -> (u64, u64) {
+    let (len, index) = if i.code == Code::Extrq_xmm_imm8_imm8 || i.code == Code::Insertq_xmm_xmm_imm8_imm8 {
+        (i.imm, i.imm2)
+    } else {
+        let v = r.vector(i.op[1]);
+        (v[at], v[at + 1])
+    };
+    let mask = match len & 63 {
+        0 => !0,
+        n => (1 << n) - 1,
+    };
+    (mask, u64::from(index & 63))
+}
+
+/// EXTRQ: bits of the low quadword, moved to its bottom.
+pub fn extrq(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
+    let (mask, index) = field(i, r, 0);
+    let mut out = r.vector(i.op[0]);
+    let v = low64(&out) >> index & mask;
+    // The upper quadword is undefined; processors clear it.
+    out[..16].copy_from_slice(&u128::from(v).to_le_bytes());
+    i.put(r, &out);
+    Ok(())
+}
+
+/// INSERTQ: bits from the bottom of the second into the low quadword of the first.
+pub fn insertq(i: &Insn, r: &mut Regs<'_>) -> Result<(), Stop> {
+    let (mask, index) = field(i, r, 8);
+    let (mut out, from) = (r.vector(i.op[0]), low64(&r.vector(i.op[1])));
+    let v = low64(&out) & !(mask << index) | (from & mask) << index;
+    out[..16].copy_from_slice(&u128::from(v).to_le_bytes());
+    i.put(r, &out);
+    Ok(())
 }
 
 /// EMMS.
