@@ -1,5 +1,5 @@
 //! Direct boot: a Linux bzImage by its 64-bit entry, or an ELF kernel by PVH, with no firmware. Kernels with a
-//! multiboot header are [`crate::multiboot`]'s.
+//! multiboot header are prepared in `multiboot`.
 //!
 //! Sources: the Linux/x86 boot protocol (version 2.12 and later: `xloadflags`, `pref_address`, `init_size`), the
 //! zero page layout, and the x86/HVM direct boot ABI (PVH). An image is prepared once as pieces of memory and a
