@@ -21,6 +21,7 @@
 //! - VMASKMOV without a selected element, and ARPL, through a segment that cannot be written: the host looks
 //!   whether there is something to write first.
 //! - MOVSXD with 66h: AMD's hosts read four bytes for the two they use.
+//! - A waiting x87 exception and a store through a segment that cannot be written: the engine looks at the segment first.
 //! - Which of two faults a REP CMPSB of 32-bit code takes: the destination's like all others, or the source's.
 //! - Without thunks, the last place of transcendental functions, with C1 and UE: our own code is within
 //!   one unit of the host's. FYL2XP1 below its range is the processor's choice altogether.
@@ -166,6 +167,9 @@ pub fn difference(
         return excuse;
     }
     let gp = ours.trap.is_some_and(|t| t.vector == vector::GP);
+    if gp && host_trap.is_some_and(|t| t.vector == vector::MF) && has_segment_prefix(case) {
+        return excuse;
+    }
     if mnemonic == Arpl && gp && has_segment_prefix(case) {
         return excuse;
     }

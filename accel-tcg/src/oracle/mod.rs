@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 /// Linear address of the code: no number that random data is likely to hold.
-pub const CODE: u64 = 0x1153_7000;
+pub const CODE: u64 = 0x1193_b000;
 /// Bytes of code: slots of 64 bytes that are used in turn.
 pub const CODE_BYTES: usize = 256 << 10;
 /// Offset in a slot that taken branches go to.
