@@ -168,7 +168,10 @@ fn help_lists_have_qemus_form() {
         other => panic!("{line}: {other:?}"),
     };
     assert!(print("-version").starts_with("QEMU emulator version 9.2.0 (anura "));
-    assert_eq!(print("-accel help"), "Accelerators supported in QEMU binary:\ntcg\ninterp\njit\nkvm\n");
+    assert_eq!(
+        print("-accel help"),
+        "Accelerators supported in QEMU binary:\ntcg\ninterp\ninterp-portable\njit\nkvm\nverify\n"
+    );
     let machines = print("-M none -machine help");
     assert!(machines.starts_with("Supported machines are:\nnone                 empty machine\n"));
     assert!(machines.contains("(default)"));

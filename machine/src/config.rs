@@ -230,6 +230,8 @@ pub struct MemoryBackend {
 pub struct BootConfig {
     /// `-bios`.
     pub firmware: Option<PathBuf>,
+    /// `-drive if=pflash`: flash chips with firmware, the first ends at 4 GiB.
+    pub flash: Vec<FlashConfig>,
     /// `-kernel`.
     pub kernel: Option<PathBuf>,
     /// `-initrd`.
@@ -250,6 +252,15 @@ pub struct BootConfig {
     pub reboot_timeout: Option<i64>,
     /// `-boot strict=`.
     pub strict: bool,
+}
+
+/// A flash chip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlashConfig {
+    /// Its contents.
+    pub path: PathBuf,
+    /// The guest cannot change them.
+    pub readonly: bool,
 }
 
 /// `-device`.

@@ -135,7 +135,7 @@ enum Start {
 /// of use.
 fn choose_start(config: &MachineConfig, long_mode: bool) -> Result<(Start, Roms), MachineError> {
     let boot = &config.boot;
-    if let (Some(kernel), None) = (&boot.kernel, &boot.firmware)
+    if let (Some(kernel), None, true) = (&boot.kernel, &boot.firmware, boot.flash.is_empty())
         && linux::starts_directly(kernel, long_mode)?
     {
         return Ok((Start::Direct, Roms::default()));
@@ -145,7 +145,7 @@ fn choose_start(config: &MachineConfig, long_mode: bool) -> Result<(Start, Roms)
     }
     let roms = Roms::find(config)?;
     let runs = !config.start_paused && config.incoming.is_none();
-    if roms.firmware.is_none() && (runs || boot.kernel.is_some()) {
+    if roms.firmware.is_none() && roms.flash.is_empty() && (runs || boot.kernel.is_some()) {
         return Err(MachineError::Config(roms::missing(config)));
     }
     Ok((Start::Firmware, roms))

@@ -204,6 +204,13 @@ impl Pc {
             user_devices: Vec::new(),
             devices: Vec::new(),
         };
+        let pci_memory = board.pci_memory.clone();
+        for (n, (block, chip)) in
+            roms::map_flash(&board.map, &pci_memory, parts.roms)?.into_iter().enumerate()
+        {
+            board.blocks.push(block);
+            board.add(format!("flash{n}"), &chip);
+        }
         board.add_chipset(&system);
         if config.vga == Vga::Std {
             let options = VgaOptions { rom: parts.roms.vga.as_deref(), ..VgaOptions::default() };

@@ -3,10 +3,13 @@
 //! The processor's first instruction is 16 bytes below 4 GiB, so firmware ends there; its last 128 KiB are seen below
 //! 1 MiB too (82371SB datasheet 290550, XBCS: the extended BIOS decode).
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anura_devices::storage::cfi01::{Cfi01, FlashFile};
 use anura_memory::{MemoryMap, RamBlock, Region};
+use anura_vmcore::DeviceCell;
 
 use crate::config::MachineConfig;
 use crate::error::MachineError;
@@ -26,11 +29,22 @@ const EMPTY_FIRMWARE: usize = 256 << 10;
 /// How much of the firmware's end is seen below 1 MiB too.
 const LOW_FIRMWARE: u64 = 128 << 10;
 
+/// A flash chip's image.
+#[derive(Clone, Debug)]
+pub struct Flash {
+    /// The contents.
+    pub image: Vec<u8>,
+    /// The file that changes go to.
+    pub file: Option<PathBuf>,
+}
+
 /// The images of a machine.
 #[derive(Clone, Debug, Default)]
 pub struct Roms {
     /// What the processor starts in; erased flash without one.
     pub firmware: Option<Vec<u8>>,
+    /// Flash chips, which stand in for firmware in ROM.
+    pub flash: Vec<Flash>,
     /// The graphics card's ROM.
     pub vga: Option<Vec<u8>>,
 }
@@ -50,11 +64,32 @@ impl Roms {
     /// The images for a machine that starts in firmware.
     pub fn find(config: &MachineConfig) -> Result<Self, MachineError> {
         let dirs = &config.data_dirs;
+        let mut flash = Vec::new();
+        for chip in &config.boot.flash {
+            let image = file("-drive if=pflash,file=", &chip.path)?;
+            if image.is_empty() || image.len() % 4096 != 0 || image.len() > LONGEST_FIRMWARE {
+                let why = format!(
+                    "{} bytes, but a flash chip has whole blocks of 4096, {LONGEST_FIRMWARE} at most",
+                    image.len()
+                );
+                return Err(MachineError::Image {
+                    option: "-drive if=pflash,file=",
+                    path: chip.path.clone(),
+                    why,
+                });
+            }
+            flash.push(Flash { image, file: (!chip.readonly).then(|| chip.path.clone()) });
+        }
         let firmware = match &config.boot.firmware {
+            _ if !flash.is_empty() => None,
             Some(name) => Some(firmware(&find(name, dirs).unwrap_or_else(|| name.clone()))?),
             None => in_dirs(DEFAULT_FIRMWARE, dirs).map(|path| firmware(&path)).transpose()?,
         };
-        Ok(Self { firmware, vga: in_dirs(VGA_ROM, dirs).map(|path| option_rom("-L", &path)).transpose()? })
+        Ok(Self {
+            firmware,
+            flash,
+            vga: in_dirs(VGA_ROM, dirs).map(|path| option_rom("-L", &path)).transpose()?,
+        })
     }
 }
 
@@ -95,6 +130,55 @@ fn option_rom(option: &'static str, path: &Path) -> Result<Vec<u8>, MachineError
         return Err(MachineError::Image { option, path: path.into(), why });
     }
     Ok(image)
+}
+
+/// Changes of a chip go to its file at once.
+struct Changes(std::fs::File);
+
+impl FlashFile for Changes {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        if let Err(error) = self.0.write_all_at(bytes, offset) {
+            log::error!("flash: {error}");
+        }
+    }
+}
+
+/// A chip with its array.
+type Chip = (Arc<RamBlock>, DeviceCell<Cfi01>);
+
+/// Flash chips below 4 GiB, each below the one before; the first one's end is seen below 1 MiB.
+pub(crate) fn map_flash(map: &MemoryMap, pci: &Region, roms: &Roms) -> Result<Vec<Chip>, MachineError> {
+    let mut chips = Vec::new();
+    let mut end = 1u64 << 32;
+    for (n, flash) in roms.flash.iter().enumerate() {
+        let option = "-drive if=pflash,file=";
+        let file = match &flash.file {
+            None => None,
+            Some(path) => {
+                let open = std::fs::OpenOptions::new().write(true).open(path);
+                let file =
+                    open.map_err(|source| MachineError::File { option, path: path.clone(), source })?;
+                Some(Box::new(Changes(file)) as Box<dyn FlashFile>)
+            }
+        };
+        let name = format!("system.flash{n}");
+        let size = flash.image.len() as u64;
+        let block = RamBlock::new(name.clone(), size)?;
+        block.write(0, &flash.image);
+        let (chip, region) = Cfi01::new(map, &name, &block, flash.file.is_none(), file);
+        end -= size;
+        let mut tx = map.transaction();
+        tx.add(pci, end, &region, 1);
+        if n == 0 {
+            let low = size.min(LOW_FIRMWARE);
+            // Only a look at it: commands are given at the top.
+            let shadow = Region::rom("isa-bios", block.clone());
+            tx.add(pci, (1 << 20) - low, &Region::alias("isa-flash", &shadow, size - low, low), 2);
+        }
+        drop(tx);
+        chips.push((block, chip));
+    }
+    Ok(chips)
 }
 
 /// Maps firmware to the end of the first 4 GiB and below 1 MiB, and room for option ROMs.

@@ -20,6 +20,36 @@ pub(crate) fn bios(b: &mut Builder, text: &str) -> Res {
     Ok(())
 }
 
+/// `-drive`: flash chips only, so far.
+pub(crate) fn drive(b: &mut Builder, kv: &mut KeyValues) -> Res {
+    let path = kv.text("file");
+    if kv.text("if").as_deref() != Some("pflash") {
+        kv.rest();
+        return Err("disks are not there yet; if=pflash is".into());
+    }
+    if kv.text("format").is_some_and(|format| format != "raw") {
+        return Err("a flash chip's file has format=raw".into());
+    }
+    kv.text("id");
+    let unit = kv.number("unit")?;
+    let readonly = kv.switch("readonly")?.unwrap_or(false);
+    let chips = &mut b.config.boot.flash;
+    if chips.len() == 2 {
+        return Err("the board has two flash chips".into());
+    }
+    let path = path.ok_or("a flash chip needs file=")?.into();
+    // The units may come in any order.
+    let at = if unit == Some(0) { 0 } else { chips.len() };
+    chips.insert(at, FlashConfig { path, readonly });
+    Ok(())
+}
+
+pub(crate) fn pflash(b: &mut Builder, text: &str) -> Res {
+    let path = path(text)?;
+    b.config.boot.flash.push(FlashConfig { path, readonly: false });
+    Ok(())
+}
+
 pub(crate) fn kernel(b: &mut Builder, text: &str) -> Res {
     b.config.boot.kernel = Some(path(text)?);
     Ok(())
