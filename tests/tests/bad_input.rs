@@ -43,7 +43,6 @@ const CASES: &[(&[&str], &str)] = &[
     (&["-cpu", "qemu64,+nofeature"], "nofeature"),
     (&["-accel", "nope"], "-accel help lists them"),
     (&["-accel", "xen"], "invalid accelerator xen"),
-    (&["-accel", "kvm", "-kernel", "small"], "-accel kvm: "),
     (&["-accel", "kvm:tcg"], "-accel kvm:tcg: "),
     (&["-machine", "foo"], "-machine help lists them"),
     (&["-machine", "pc,foo=on"], "foo"),
