@@ -66,6 +66,13 @@ impl KvmVm {
                 log::warn!("kvm: failed emulations may show as #UD: {e}");
             }
         }
+        let rewrites = u64::from(kvm_bindings::KVM_X86_QUIRK_FIX_HYPERCALL_INSN);
+        if system.capability(kvm_bindings::KVM_CAP_DISABLE_QUIRKS2) as u64 & rewrites != 0 {
+            // The kernel would write another vendor's VMCALL over in guest memory, for ever where that is ROM.
+            if let Err(e) = fd.enable(kvm_bindings::KVM_CAP_DISABLE_QUIRKS2, rewrites) {
+                log::warn!("kvm: hypercalls of the other vendor are rewritten in place: {e}");
+            }
+        }
         if has(system, Cap::X86UserSpaceMsr) {
             // MSRs that the kernel does not know come to the board.
             let unknown = u64::from(kvm_bindings::KVM_MSR_EXIT_REASON_UNKNOWN);

@@ -64,9 +64,14 @@ pub struct Emulator {
 impl Emulator {
     /// Starts `program` with a monitor on a socket and the serial port in a file, both in `dir`.
     pub fn start(program: &Path, dir: &Path, args: &[&str]) -> Self {
+        Self::start_on("interp", program, dir, args)
+    }
+
+    /// As [`Self::start`], on an engine of choice.
+    pub fn start_on(engine: &str, program: &Path, dir: &Path, args: &[&str]) -> Self {
         let (monitor, serial) = (dir.join("monitor"), dir.join("serial"));
         let child = Command::new(program)
-            .args(["-accel", "interp", "-display", "none", "-no-reboot"])
+            .args(["-accel", engine, "-display", "none", "-no-reboot"])
             .args(["-serial", &format!("file:{}", serial.display())])
             .args(["-monitor", &format!("unix:{},server=on,wait=off", monitor.display())])
             .args(args)
