@@ -1,6 +1,6 @@
 //! The KVM engine: guest code on the host's processor, through Linux's `/dev/kvm`.
 //!
-//! Three kinds of descriptor: the system ([`host`]`::System`), the machine (`vm`, `slots`) and its processors (`vcpu`).
+//! Three kinds of descriptor: the system (`host`), the machine (`vm`, `slots`) and its processors (`vcpu`).
 //! The interrupt chips, the local APIC among them, are our own (`kernel-irqchip=off`), the same as on the software
 //! engines. What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
 
