@@ -55,6 +55,15 @@ impl Kvm {
         Self { stepping, ..self }
     }
 
+    /// The capabilities that this engine uses where they are, and whether they are.
+    pub fn capabilities(&self) -> Result<Vec<(&'static str, bool)>, Unavailable> {
+        let system = probe::open()?;
+        Ok(probe::OPTIONAL
+            .iter()
+            .map(|(cap, name)| (*name, host::System::capability(&system, *cap) > 0))
+            .collect())
+    }
+
     /// What this host's KVM is; the probe guest runs once.
     pub fn kind(&self) -> Result<Kind, Unavailable> {
         self.kind

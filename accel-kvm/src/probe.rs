@@ -20,6 +20,13 @@ const ROUNDS: u16 = 500;
 /// An instruction in hardware takes less than this even on a busy host; in the emulator ten times more.
 const HARDWARE: Duration = Duration::from_nanos(100);
 
+/// What is used where it is there, and can be done without.
+pub(crate) const OPTIONAL: [(u32, &str); 3] = [
+    (KVM_CAP_EXIT_ON_EMULATION_FAILURE, "exit on emulation failure (a failed emulation may show as #UD)"),
+    (KVM_CAP_X86_USER_SPACE_MSR, "MSRs for user space (unknown ones fault)"),
+    (KVM_CAP_DISABLE_QUIRKS2, "quirks that can be switched off (hypercalls are rewritten in place)"),
+];
+
 /// What a host's KVM is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Kind {

@@ -21,3 +21,8 @@ pub mod vcpu;
 pub mod vector;
 
 pub use vcpu::{Interp, PortableInterp};
+
+/// Whether the host gives memory for generated code.
+pub fn generated_code() -> std::io::Result<()> {
+    interp::thunk::Arena::new().map(drop)
+}

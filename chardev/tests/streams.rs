@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anura_chardev::*;
 use parking_lot::Mutex;
@@ -64,13 +64,12 @@ fn attach(c: &Chardev, room: usize) -> (CharBackend, Arc<Keep>) {
 
 /// Pumps until `done`; a test that would hang fails instead.
 fn until(c: &Chardev, what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..1000 {
-        if done() {
-            return;
-        }
+    // A pump may return early for no reason, so it is time that counts; far more than any of this takes.
+    let end = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < end, "{what} never came");
         pump(&[c], Some(Duration::from_millis(10)));
     }
-    panic!("{what} never came");
 }
 
 fn socket(address: SocketAddress, server: bool) -> SocketConfig {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+pub mod doctor;
 pub mod engines;
 mod log_file;
 pub mod options;

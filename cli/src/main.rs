@@ -9,5 +9,9 @@ fn main() {
     if name.ends_with("qemu-system-i386") {
         arguments.splice(0..0, ["-cpu".to_owned(), "qemu32".to_owned()]);
     }
-    std::process::exit(anura_cli::run::main(&arguments));
+    let code = match arguments.first().map(String::as_str) {
+        Some("doctor") => anura_cli::doctor::main(&arguments[1..]),
+        _ => anura_cli::run::main(&arguments),
+    };
+    std::process::exit(code);
 }
