@@ -25,6 +25,7 @@
 //! - Which of two faults a REP CMPSB of 32-bit code takes: the destination's like all others, or the source's.
 //! - Without thunks, the last place of transcendental functions, with C1 and UE: our own code is within
 //!   one unit of the host's. FYL2XP1 below its range is the processor's choice altogether.
+//! - A page fault of the host that does not repeat: it moves and ages pages, which are then absent for a moment. Counted.
 //! - The P bit of a page fault in the upper half: the host's kernel is mapped there, ours is not.
 use super::generate::{Case, Width};
 use super::guest::is_fetch;

@@ -157,6 +157,9 @@ fn print(report: &Report, o: &Options, seconds: f64) {
     for (name, t) in report.encodings.iter().filter(|(_, t)| t.differences != 0) {
         println!("  {name}: {} of {} differ", t.differences, t.cases);
     }
+    if report.unrepeated != 0 {
+        println!("{} page faults of the host came out as ours when tried again", report.unrepeated);
+    }
     println!("{} differences", report.differences);
 }
 
