@@ -134,6 +134,35 @@ fn each_iteration_of_a_repeated_string_counts_as_one() {
 }
 
 #[test]
+fn repeated_strings_are_checked_for_alignment_by_element() {
+    // mov ecx, 3; then rep stosb, repne stosw, rep stosd, rep movsb, and rep stosw one byte further.
+    let programs = [("f3aa90", 0), ("66f2ab", 0), ("f3ab90", 0), ("f3a490", 0), ("66f3ab", 1)];
+    for (code, off) in programs {
+        let (_, mut vcpu) = user(&hex(&format!("b903000000{code}ebfe")), "qemu64");
+        let mut s = vcpu.state();
+        s.cr0 |= 1 << 18;
+        s.rflags |= 1 << 18;
+        s.gpr[7] += off;
+        vcpu.set_state(&s).unwrap();
+        if off == 0 {
+            run(&mut vcpu, 20);
+            assert_eq!((vcpu.state().gpr[1], vcpu.state().rip), (0, CODE + 8), "{code}");
+        } else {
+            // #AC finds no handlers.
+            assert_eq!(vcpu.run(Budget::Instructions(20)), VcpuExit::TripleFault);
+        }
+    }
+}
+
+#[test]
+fn waiting_for_the_x87_leaves_its_pointers() {
+    // fld1; fwait; fnstenv [rsi]; jmp $
+    let (bed, mut vcpu) = user(&hex("d9e89bd936ebfe"), "qemu64");
+    run(&mut vcpu, 4);
+    assert_eq!(bed.get(DATA + 8) >> 32, CODE);
+}
+
+#[test]
 fn a_store_into_the_running_block_takes_effect_at_the_next_instruction() {
     // mov byte [rip+1], 0x42 (the immediate of the next instruction); mov al, 0; jmp $
     let (_, mut vcpu) = user(&hex("c605010000004 2b000ebfe".replace(' ', "").as_str()), "qemu64");

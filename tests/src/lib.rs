@@ -7,6 +7,7 @@
 
 pub mod device_fuzz;
 pub mod guests;
+pub mod user;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

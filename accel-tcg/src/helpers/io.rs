@@ -111,7 +111,9 @@ const BULK: u64 = 4096;
 /// in RAM that can be used in place. 0 says: one at a time.
 fn bulk_count(cpu: &Cpu, linear: u64, size: u8, left: u64) -> u64 {
     let down = cpu.env.eflags_sys & rflags::DF != 0;
-    if down || left < 2 || cpu.vm.config.counted {
+    // Alignment is checked for each element.
+    let checked = cpu.env.mode_key & crate::mode::key::AC != 0;
+    if down || left < 2 || cpu.vm.config.counted || checked {
         return 0;
     }
     let room = (0x1000 - (linear & 0xfff)).min(BULK) / u64::from(size);

@@ -140,6 +140,10 @@ impl Run<'_> {
         if self.step != self.size || !matches!(self.a.reg, MOVS | STOS) || left < 2 {
             return Ok(0);
         }
+        // Under alignment checks each element counts, and memory is not used in place.
+        if cpu.env.mode_key & crate::mode::key::AC != 0 {
+            return Ok(0);
+        }
         // Segments with limits and address wraps go one by one.
         let end = |off: u64| self.mask - off >= left.min(4096).wrapping_mul(self.size);
         if !end(self.offset(cpu, RDI)) || (self.a.reg == MOVS && !end(self.offset(cpu, RSI))) {

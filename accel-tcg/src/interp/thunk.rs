@@ -418,7 +418,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     use Mnemonic::*;
     o.control = matches!(
         i.mnemonic(),
-        Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms
+        Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms | Wait
     );
     o.loads_control = matches!(i.mnemonic(), Fldcw | Fldenv | Frstor);
     o.waits = o.x87

@@ -4,6 +4,7 @@
 //! Nothing of a suite is part of this project, and nothing here builds one.
 
 mod kvm_unit_tests;
+mod v86;
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -27,7 +28,7 @@ pub struct Request {
 
 /// Runs a judge by the words behind `suites`.
 pub fn judge(words: &[&str]) -> Result<(), String> {
-    let [name, rest @ ..] = words else { return Err("suites takes a NAME: kvm-unit-tests".into()) };
+    let [name, rest @ ..] = words else { return Err("suites takes a NAME: kvm-unit-tests or v86".into()) };
     let mut request =
         Request { from: None, from32: None, engines: vec!["interp".into()], peer: false, only: Vec::new() };
     let mut rest = rest.iter();
@@ -47,7 +48,8 @@ pub fn judge(words: &[&str]) -> Result<(), String> {
     }
     match *name {
         "kvm-unit-tests" => kvm_unit_tests::judge(&request),
-        other => Err(format!("suites: unknown suite {other}; there is kvm-unit-tests")),
+        "v86" => v86::judge(&request),
+        other => Err(format!("suites: unknown suite {other}; there are kvm-unit-tests and v86")),
     }
 }
 
