@@ -141,6 +141,34 @@ fn code_does_not_run_over_the_segments_end() {
 }
 
 #[test]
+fn loops_look_at_their_target_only_when_it_is_taken() {
+    // With CX as given: loop +7f, loope +7f, jcxz +7f; then HLT. CS ends behind the HLT.
+    for (code, cx, flags, fault, after) in [
+        ("e27f f4", 1, 0, false, 0),
+        ("e27f f4", 2, 0, true, 2),
+        ("e17f f4", 2, 0, false, 1),
+        ("e17f f4", 2, 0x40, true, 2),
+        ("e07f f4", 2, 0x40, false, 1),
+        ("e37f f4", 1, 0, false, 1),
+        ("e37f f4", 0, 0, true, 0),
+        // In range, taken and not.
+        ("e201 f4 f4", 2, 0, false, 1),
+        ("e301 f4 f4", 0, 0, false, 0),
+    ] {
+        let (_, mut vcpu) = real(code);
+        let mut s = vcpu.state();
+        s.seg[CS].limit = 0x7c03;
+        s.gpr[1] = 0x55_0000 | cx;
+        s.rflags |= flags;
+        vcpu.set_state(&s).unwrap();
+        let s = halt(&mut vcpu);
+        let taken = code.len() > 7;
+        let want = if fault { 0x60e } else { 0x7c03 + u64::from(taken) };
+        assert_eq!((s.rip, s.gpr[1]), (want, 0x55_0000 | after), "{code} with {cx}");
+    }
+}
+
+#[test]
 fn the_same_offset_of_two_segments_is_two_programs() {
     // Three rounds of: call 1000:0100, call 2000:0100; each target jumps indirectly to 0180h of its own segment.
     let (bed, mut vcpu) = real("b90300 9a00010010 9a00010020 e2f4 f4");

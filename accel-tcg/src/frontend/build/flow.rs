@@ -206,12 +206,35 @@ fn count_ty(b: &Builder<'_>) -> Ty {
     }
 }
 
+/// A branch whose target may not be jumped to faults only if it is taken: the address that comes next, checked.
+/// `None` if there is nothing to check.
+fn taken_target(b: &mut Builder<'_>, ty: Ty, v: Ref, if_zero: bool) -> Option<Ref> {
+    let target = b.i.near_branch_target();
+    let checked = if b.is64() { !canonical(target) } else { !b.has(key::CS_FLAT) };
+    if !checked {
+        return None;
+    }
+    let next = b.next_rip();
+    let (zero, other) = if if_zero { (target, next) } else { (next, target) };
+    // All ones unless `v` is zero.
+    let wide = b.block.temp();
+    b.convert(Opcode::Zext, Ty::I64, ty, wide, v);
+    let (none, sign) = (b.block.constant(0), b.block.constant(63));
+    let negative = b.op_t(Opcode::Sub, Ty::I64, none, wide, false);
+    let either = b.op_t(Opcode::Or, Ty::I64, wide, negative, false);
+    let mask = b.op_t(Opcode::Sar, Ty::I64, either, sign, false);
+    let change = b.block.constant(zero ^ other);
+    let zero = b.block.constant(zero);
+    let change = b.op_t(Opcode::And, Ty::I64, mask, change, false);
+    let to = b.op_t(Opcode::Xor, Ty::I64, zero, change, false);
+    check(b, to);
+    Some(to)
+}
+
 pub(super) fn loops(b: &mut Builder<'_>) {
     let ty = count_ty(b);
-    let target = near_target(b);
     let one = b.k(ty, 1);
     let left = b.op_t(Opcode::Sub, ty, RCX, one, false);
-    b.mov(ty, RCX, left);
     let go = match b.i.mnemonic() {
         Mnemonic::Loop => left,
         m => {
@@ -222,6 +245,12 @@ pub(super) fn loops(b: &mut Builder<'_>) {
             t
         }
     };
+    let to = taken_target(b, ty, go, false);
+    b.mov(ty, RCX, left);
+    if let Some(to) = to {
+        return jump_to(b, to);
+    }
+    let target = near_target(b);
     let next = b.next_rip();
     let (x, y) = (b.block.constant(target), b.block.constant(next));
     b.push(Op { a: x, b: y, c: go, ..Op::new(Opcode::Brnz, ty) });
@@ -230,6 +259,9 @@ pub(super) fn loops(b: &mut Builder<'_>) {
 
 pub(super) fn jcxz(b: &mut Builder<'_>) {
     let ty = count_ty(b);
+    if let Some(to) = taken_target(b, ty, RCX, true) {
+        return jump_to(b, to);
+    }
     let target = near_target(b);
     let next = b.next_rip();
     let (x, y) = (b.block.constant(next), b.block.constant(target));
