@@ -150,6 +150,8 @@ pub trait MachineControl: Send + Sync {
     fn cpus(&self) -> Vec<CpuInfo>;
     /// A vCPU's complete state.
     fn cpu_state(&self, cpu: u32) -> Result<CpuState, ControlError>;
+    /// Whether the A20 gate is open.
+    fn a20(&self) -> bool;
     /// The physical address behind a virtual one as this vCPU sees it now.
     fn translate(&self, cpu: u32, va: u64) -> Option<u64>;
     /// All address spaces.

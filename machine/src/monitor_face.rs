@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anura_accel::CpuPlatform;
 use anura_memory::{AddressSpace, MemoryMap, RamBlock};
 use anura_x86::CpuState;
 
@@ -145,6 +146,10 @@ impl MachineControl for Machine {
         self.check_cpu(cpu)?;
         let state = self.inner.cpus.pause(|turns| turns.vcpu(cpu as usize).map(|v| v.state()));
         state.ok_or_else(|| ControlError(format!("CPU {cpu} is not there")))
+    }
+
+    fn a20(&self) -> bool {
+        CpuPlatform::a20(&*self.inner.platform)
     }
 
     fn translate(&self, cpu: u32, va: u64) -> Option<u64> {

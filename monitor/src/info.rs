@@ -85,7 +85,11 @@ fn registers(s: &mut Session, args: &mut Args<'_>) -> Output {
     let mut out = String::new();
     for cpu in which {
         let state = s.machine.cpu_state(cpu).map_err(|e| e.to_string())?;
-        let text = state.to_string();
+        // The gate is the board's, and no part of a processor's state.
+        let mut text = state.to_string();
+        if !s.machine.a20() {
+            text = text.replacen(" A20=1 ", " A20=0 ", 1);
+        }
         let _ = write!(out, "\nCPU#{cpu}\n{text}{}", if text.ends_with('\n') { "" } else { "\n" });
     }
     Ok(out)

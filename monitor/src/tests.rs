@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anura_chardev::{Chardev, ChardevConfig, ChardevKind, OpenOptions, SocketAddress, SocketConfig, pump};
@@ -22,6 +23,7 @@ struct Fake {
     state: Mutex<CpuState>,
     run: Mutex<RunState>,
     asked: Mutex<Vec<String>>,
+    a20: AtomicBool,
 }
 
 struct Latch(Mutex<u64>);
@@ -48,7 +50,16 @@ impl Fake {
         let (memory, ports) = (map.create_space("memory", &system), map.create_space("I/O", &io));
         let state = Mutex::new(CpuState::reset(0x60fb1));
         let run = Mutex::new(RunState::Prelaunch);
-        Arc::new(Self { map, memory, ports, ram, state, run, asked: Mutex::default() })
+        Arc::new(Self {
+            map,
+            memory,
+            ports,
+            ram,
+            state,
+            run,
+            asked: Mutex::default(),
+            a20: AtomicBool::new(true),
+        })
     }
 
     fn note(&self, what: impl Into<String>) -> Result<(), ControlError> {
@@ -98,6 +109,9 @@ impl MachineControl for Fake {
     }
     fn cpus(&self) -> Vec<CpuInfo> {
         (0..2).map(|i| CpuInfo { index: i, apic_id: i, halted: i == 1, thread_id: 7 }).collect()
+    }
+    fn a20(&self) -> bool {
+        self.a20.load(Ordering::Relaxed)
     }
     fn cpu_state(&self, cpu: u32) -> Result<CpuState, ControlError> {
         if cpu > 1 {
@@ -295,7 +309,11 @@ fn info_commands_show_what_there_is() {
         ("info mem", "PG disabled\n"),
         ("info tlb", "PG disabled\n"),
     ]);
-    let mut hmp = Hmp::new(Fake::new());
+    let fake = Fake::new();
+    let mut hmp = Hmp::new(fake.clone());
+    assert!(hmp.run("info registers").contains(" A20=1 SMM=0"));
+    fake.a20.store(false, Ordering::Relaxed);
+    assert!(hmp.run("info registers").contains(" A20=0 SMM=0"));
     assert!(hmp.run("info registers").starts_with("\nCPU#0\nEAX=00000000 EBX=00000000"));
     assert!(hmp.run("info registers -a").contains("\nCPU#1\n"));
     assert!(hmp.run("info registers 5").starts_with("CPU#5 not available"));
