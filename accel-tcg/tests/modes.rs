@@ -169,6 +169,20 @@ fn loops_look_at_their_target_only_when_it_is_taken() {
 }
 
 #[test]
+fn an_error_of_the_x87_that_waits_comes_before_the_operands_segment() {
+    // fninit; fldcw [7d00h] (zero divide not masked); fld1; fldz; fdivp; then fld dword [ffffh], or without waiting
+    // fnstcw [ffffh]; hlt.
+    for (last, want) in [("d906ffff", 16), ("d93effff", 13)] {
+        let (bed, mut vcpu) = real(&format!("dbe3 d92e007d d9e8 d9ee def9 {last} f4"));
+        bed.ram.write(0x7d00, &0x37bu16.to_le_bytes());
+        let mut s = vcpu.state();
+        s.cr0 |= 1 << 5;
+        vcpu.set_state(&s).unwrap();
+        assert_eq!(vector(&mut vcpu).0, want, "{last}");
+    }
+}
+
+#[test]
 fn the_same_offset_of_two_segments_is_two_programs() {
     // Three rounds of: call 1000:0100, call 2000:0100; each target jumps indirectly to 0180h of its own segment.
     let (bed, mut vcpu) = real("b90300 9a00010010 9a00010020 e2f4 f4");

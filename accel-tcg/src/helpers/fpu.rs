@@ -94,6 +94,15 @@ impl Cpu {
     }
 }
 
+/// The error of before, at an instruction whose operand lies in a segment that has to be looked at only then.
+pub fn x87_wait(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    let (fcw, fsw) = (cpu.env.fpu.fcw(), cpu.env.fpu.fsw());
+    if fsw & 0x80 != 0 || fsw & !fcw & 0x3f != 0 {
+        cpu.x87_error()?;
+    }
+    Ok(Flow::Next)
+}
+
 fn need_fpu(cpu: &Cpu) -> Exec<()> {
     if cpu.env.cr0 & (cr0::EM | cr0::TS) != 0 { Err(Fault::NM) } else { Ok(()) }
 }

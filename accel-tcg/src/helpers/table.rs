@@ -79,6 +79,7 @@ pub fn routine(help: Help) -> Routine {
         Help::Wrpkru => system::wrpkru,
         Help::Rdrand => system::rdrand,
         Help::Xgetbv => fpu::xgetbv,
+        Help::X87Wait => fpu::x87_wait,
         Help::Xsetbv => fpu::xsetbv,
         Help::In => io::in_,
         Help::Out => io::out,

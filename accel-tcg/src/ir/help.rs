@@ -156,6 +156,8 @@ helps! {
     Rdrand "rdrand";
     /// XGETBV.
     Xgetbv "xgetbv";
+    /// The check for an x87 exception of before.
+    X87Wait "x87wait";
     /// XSETBV.
     Xsetbv "xsetbv";
     /// IN.

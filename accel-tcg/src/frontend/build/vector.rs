@@ -85,6 +85,13 @@ pub(super) fn any(b: &mut Builder<'_>) {
     let mut a = Ref::NONE;
     let mut attr = b.mem_attr();
     if b.has_mem() {
+        // #MF of before comes ahead of what the operand's segment says (vol. 1, 8.6).
+        let waits =
+            matches!(unit(&b.i), Unit::X87 | Unit::Mmx) && !matches!(m, Fnstcw | Fnstsw | Fnstenv | Fnsave);
+        if waits && !b.is64() && b.has(key::FPX) {
+            let call = b.call(Help::X87Wait);
+            b.helper(call, Ref::NONE, Ref::NONE, Ref::NONE);
+        }
         let mut factory = InstructionInfoFactory::new();
         let info = factory.info(&b.i);
         let write = info
