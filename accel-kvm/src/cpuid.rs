@@ -61,6 +61,12 @@ impl Leaves {
                     r[i] &= offer[i] | always;
                 }
             }
+            let vendor = self.supported(0, 0);
+            if matches!(leaf, 0 | 0x8000_0000) && vendor != [0; 4] {
+                // Where vendors differ (SYSCALL in 32-bit code, hypercalls) the guest gets the host's ways, so it must
+                // know; QEMU does the same for its models.
+                r[1..].copy_from_slice(&vendor[1..]);
+            }
             if leaf == 1 {
                 // The kernel has no x2APIC and no deadline timer for an APIC that is ours.
                 r[2] &= !(X2APIC | TSC_DEADLINE | OSXSAVE);
