@@ -88,7 +88,10 @@ impl Accelerator for Verify {
             let pair = Pair { lead: self.lead.clone(), follow: self.follow.clone(), config: config.clone() };
             return Err(unsupported(format!("replay={name}: {}", report::step_through(&pair, case)?)));
         }
-        let world = World::new(&spaces.ram);
+        let world = World::new(&spaces.ram).map_err(|e| AccelError::Unsupported {
+            engine: "verify",
+            what: format!("three copies of guest memory are needed: {e}; ask for less with -m"),
+        })?;
         let cpus = config.topology.total();
 
         let recorder = Recorder::new(spaces, &config.platform, &world);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use anura_memory::{
-    AccessRules, AddressSpace, FlatRange, FlatView, MemoryListener, MemoryMap, PAGE_SIZE, RamBlock,
-    RangeKind, Region,
+    AccessRules, AddressSpace, BackingError, FlatRange, FlatView, MemoryListener, MemoryMap, PAGE_SIZE,
+    RamBlock, RangeKind, Region,
 };
 use anura_vmcore::{LoadError, Record};
 use parking_lot::Mutex;
@@ -81,7 +81,8 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(blocks: &[Arc<RamBlock>]) -> Arc<Self> {
+    /// Copies the blocks; an error when the host has no memory for that.
+    pub(super) fn new(blocks: &[Arc<RamBlock>]) -> Result<Arc<Self>, BackingError> {
         let world = Arc::new(Self {
             blocks: Mutex::default(),
             layout: Mutex::default(),
@@ -89,9 +90,9 @@ impl World {
             mirror: Mutex::default(),
         });
         for block in blocks {
-            world.index(block);
+            world.index(block)?;
         }
-        world
+        Ok(world)
     }
 
     /// Follows the machine's memory map from now on, with `mirror` as the leader's view of it.
@@ -101,16 +102,16 @@ impl World {
     }
 
     /// The number of a block, which is copied if it is new.
-    fn index(&self, block: &Arc<RamBlock>) -> usize {
+    fn index(&self, block: &Arc<RamBlock>) -> Result<usize, BackingError> {
         let mut blocks = self.blocks.lock();
         if let Some(i) = blocks.iter().position(|b| Arc::ptr_eq(&b.real, block)) {
-            return i;
+            return Ok(i);
         }
         block.tracker().start_log();
-        let twin = copy_of(block);
+        let (twin, base) = (copy_of(block)?, copy_of(block)?);
         twin.tracker().start_log();
-        blocks.push(Block { real: block.clone(), twin, base: copy_of(block) });
-        blocks.len() - 1
+        blocks.push(Block { real: block.clone(), twin, base });
+        Ok(blocks.len() - 1)
     }
 
     pub(super) fn layout(&self) -> Arc<Layout> {
@@ -130,7 +131,10 @@ impl World {
                 RangeKind::Ram { .. } => Answers::Rom,
                 _ => Answers::RomDevice,
             };
-            Some(Piece { start: r.start, size: r.size, block: self.index(block), offset, answers })
+            // Without a copy the leader alone touches it, and the follower reads it from the journal like a register.
+            let no_copy = |e: &BackingError| log::warn!("verify: {} is not copied: {e}", block.name());
+            let block = self.index(block).inspect_err(no_copy).ok()?;
+            Some(Piece { start: r.start, size: r.size, block, offset, answers })
         };
         let new = Layout(view.ranges().iter().filter_map(piece).collect());
         if new == **self.layout.lock() {
@@ -238,12 +242,12 @@ fn page(block: &RamBlock, at: u64) -> Vec<u8> {
 }
 
 /// A private copy; what is zero stays untouched.
-fn copy_of(block: &Arc<RamBlock>) -> Arc<RamBlock> {
-    let copy = RamBlock::new(block.name(), block.len()).expect("memory for the copy of a block");
+fn copy_of(block: &Arc<RamBlock>) -> Result<Arc<RamBlock>, BackingError> {
+    let copy = RamBlock::new(block.name(), block.len())?;
     for (at, bytes) in used_pages(block) {
         copy.write(at, &bytes);
     }
-    copy
+    Ok(copy)
 }
 
 /// The pages of a block that are not all zero.
