@@ -28,7 +28,7 @@ pub(crate) struct Leaves {
 }
 
 impl Leaves {
-    pub(crate) fn new(system: &dyn System, _: &VmConfig) -> io::Result<Self> {
+    pub(crate) fn new(system: &dyn System) -> io::Result<Self> {
         Ok(Self { supported: system.supported_cpuid()? })
     }
 

@@ -152,9 +152,7 @@ impl KvmVcpu {
                 }
             }
             let cr8 = self.apic().tpr();
-            if cr8 != self.cr8 {
-                self.cr8 = cr8;
-            }
+            self.cr8 = cr8;
             self.fd.page().get().cr8 = cr8.into();
             let result = self.enter();
             self.after_run();

@@ -83,7 +83,7 @@ impl KvmVm {
         let limit = system.capability(Cap::NrMemslots as u32).max(FEWEST_SLOTS);
         let slots = Slots::new(&fd, &gate, limit as u32, ring0_emulated);
         spaces.memory.subscribe(slots.clone());
-        let cpuid = cpuid::Leaves::new(system, config).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
+        let cpuid = cpuid::Leaves::new(system).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         let stepper = stepper
             .map(|s| s.create_vm(spaces, &stepper_config(config, ring0_emulated && !step_kernels)))
             .transpose()?;

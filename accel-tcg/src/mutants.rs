@@ -39,7 +39,7 @@ pub fn activate(m: Option<Mutant>) {
 
 macro_rules! named {
     ($($name:ident $text:literal;)*) => {
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "the names are those of constants")]
         #[repr(u32)]
         enum Index { $($name,)* }
         $(#[doc = $text] pub const $name: Mutant = Mutant(Index::$name as u32);)*

@@ -58,7 +58,7 @@ const fn inverted(t: &[u8; 256]) -> [u8; 256] {
     r
 }
 
-#[allow(long_running_const_eval)]
+#[allow(long_running_const_eval, reason = "65,536 products in GF(2^8), once for each build")]
 const INVERSE: [u8; 256] = inverses();
 const SBOX: [u8; 256] = sbox();
 const UNSBOX: [u8; 256] = inverted(&SBOX);
