@@ -4,6 +4,7 @@
 //! [`Cpu::store`]: walks, page crossings (both pages are translated and checked before any byte
 //! moves), devices, the local APIC's page (an overlay of this processor only), data breakpoints,
 //! and stores to pages that hold code or are logged.
+mod fetched;
 #[cfg(test)]
 mod tests;
 pub mod tlb;
@@ -17,6 +18,7 @@ use anura_vmcore::{Width, guest_error};
 use anura_x86::Feature;
 use anura_x86::paging::Mode;
 use anura_x86::regs::{cr0, cr4, dr7, rflags, vector};
+use fetched::Fetched;
 use std::sync::Arc;
 use tlb::Tlb;
 use walk::{Context, Keys, TableMemory, Want};
@@ -44,6 +46,7 @@ struct ExecEntry {
     /// Linear page, bit 0 set for user mode; odd high value when empty.
     tag: u64,
     page: ExecPage,
+    global: bool,
 }
 
 /// A page that instructions are fetched from.
@@ -55,7 +58,8 @@ pub struct ExecPage {
     pub host: *const u8,
 }
 
-const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, page: ExecPage { phys: 0, host: std::ptr::null() } };
+const NO_EXEC: ExecEntry =
+    ExecEntry { tag: u64::MAX, page: ExecPage { phys: 0, host: std::ptr::null() }, global: false };
 
 /// Translation caches and the spaces behind them.
 pub struct Mmu {
@@ -73,8 +77,13 @@ pub struct Mmu {
     watch: bool,
     /// Address lines that work: all but A20 when its gate is closed.
     lines: u64,
-    /// Counts flushes that may concern code; translations of code are checked again.
+    /// Changes whenever the mapping of code may have changed; translations of code are checked again.
     pub exec_epoch: u64,
+    /// Pages that code was fetched through under the present epochs, by half.
+    fetched: [Fetched; 2],
+    /// The present epochs by half of the address space, and the last one given out.
+    epochs: [u64; 2],
+    last_epoch: u64,
 }
 
 // SAFETY: the raw pointers in the caches point into RAM blocks that the cached flat view keeps
@@ -102,22 +111,58 @@ impl Mmu {
             watch: false,
             lines: u64::MAX,
             exec_epoch: 0,
+            fetched: [Fetched::default(), Fetched::default()],
+            epochs: [1, 2],
+            last_epoch: 2,
         }
+    }
+
+    /// Where the entries of the program's own accesses begin, [`tlb::ENTRIES`] of them. Good until a call that
+    /// changes the mode, CR3, AC or anything else that chooses the view.
+    pub fn data_base(&self) -> *const tlb::Entry {
+        self.tlb.base(self.data)
+    }
+
+    /// What names the present mapping of code: of addresses with bit 63 clear, and of those with it set. A value
+    /// never comes back for another mapping.
+    pub fn epochs(&self) -> [u64; 2] {
+        self.epochs
+    }
+
+    fn new_epoch(&mut self, half: usize) {
+        self.last_epoch += 1;
+        self.epochs[half] = self.last_epoch;
+        self.fetched[half].clear();
+        self.exec_epoch = self.exec_epoch.wrapping_add(1);
     }
 
     /// Forgets all translations, or all that are not global.
     pub fn flush(&mut self, keep_global: bool) {
         self.tlb.flush(keep_global);
-        self.exec.fill(NO_EXEC);
+        for half in 0..2 {
+            if !(half == 1 && keep_global && self.fetched[half].all_global()) {
+                self.new_epoch(half);
+            }
+        }
+        // Jumps from one half may lead to the other.
         self.exec_epoch = self.exec_epoch.wrapping_add(1);
+        for e in self.exec.iter_mut().filter(|e| !(keep_global && e.global && e.tag >> 63 != 0)) {
+            *e = NO_EXEC;
+        }
     }
 
     /// Forgets the translations of one page.
     pub fn flush_page(&mut self, va: u64) {
         self.tlb.flush_page(va);
+        let half = (va >> 63) as usize;
+        if !self.fetched[half].covers(va) {
+            return;
+        }
+        self.new_epoch(half);
         // A large page may have left several entries.
-        self.exec.fill(NO_EXEC);
-        self.exec_epoch = self.exec_epoch.wrapping_add(1);
+        for e in self.exec.iter_mut().filter(|e| e.tag >> 63 == va >> 63) {
+            *e = NO_EXEC;
+        }
     }
 
     /// Takes the right to store directly away from a page of RAM, which now holds code or is logged.
@@ -729,8 +774,14 @@ impl Cpu {
             },
             None => std::ptr::null(),
         };
+        let (shift, global) = (page.shift, page.global);
         let page = ExecPage { phys: page.phys, host };
-        self.mmu.exec[(va >> 12) as usize & (EXEC_ENTRIES - 1)] = ExecEntry { tag, page };
+        self.mmu.exec[(va >> 12) as usize & (EXEC_ENTRIES - 1)] = ExecEntry { tag, page, global };
+        let half = (va >> 63) as usize;
+        if !self.mmu.fetched[half].add(va, shift, global) {
+            self.mmu.new_epoch(half);
+            self.mmu.fetched[half].add(va, shift, global);
+        }
         Ok(page)
     }
 

@@ -308,3 +308,43 @@ fn writing_the_tsc_moves_it_and_its_adjustment() {
     cpu.write_msr(msr::TSC_ADJUST, 0).unwrap();
     assert_eq!(cpu.read_msr(msr::TSC), Some(0));
 }
+
+/// Maps a page of code at `va` and fetches from it.
+fn fetch(t: &TestBed, cpu: &mut Cpu, va: u64, pte: u64) {
+    let mut next = 0x30_0000 + (va >> 12 & 0xf) * 0x8000;
+    t.map_page(ROOT, &mut next, va, pte);
+    cpu.translate_exec(va).unwrap();
+}
+
+const UPPER: u64 = 0xffff_ffff_8100_0000;
+
+#[test]
+fn epochs_change_only_with_the_mapping_of_code() {
+    let (t, mut cpu) = bed(0);
+    fetch(&t, &mut cpu, UPPER, 0x20_0000 | KERNEL | 1 << 8);
+    cpu.translate_exec(0x40_0000).unwrap();
+    let (start, left) = (cpu.mmu.epochs(), cpu.mmu.exec_epoch);
+    cpu.mmu.flush_page(0x40_1000);
+    cpu.mmu.flush_page(UPPER + 0x1000);
+    assert_eq!((cpu.mmu.epochs(), cpu.mmu.exec_epoch), (start, left), "no code there");
+    cpu.mmu.flush_page(0x40_0123);
+    let after = cpu.mmu.epochs();
+    assert!(after[0] != start[0] && after[1] == start[1] && cpu.mmu.exec_epoch != left);
+    cpu.mmu.flush_page(UPPER);
+    assert_ne!(cpu.mmu.epochs()[1], after[1]);
+}
+
+#[test]
+fn the_epoch_of_global_code_survives_a_cr3_load() {
+    let (t, mut cpu) = bed(0);
+    fetch(&t, &mut cpu, UPPER, 0x20_0000 | KERNEL | 1 << 8);
+    let before = cpu.mmu.epochs();
+    cpu.write_cr3(ROOT + 0x8_0000).unwrap();
+    let after = cpu.mmu.epochs();
+    assert!(after[0] != before[0] && after[1] == before[1]);
+    cpu.write_cr3(ROOT).unwrap();
+    fetch(&t, &mut cpu, UPPER + 0x1000, 0x20_1000 | KERNEL);
+    let before = cpu.mmu.epochs();
+    cpu.write_cr3(ROOT + 0x8_0000).unwrap();
+    assert_ne!(cpu.mmu.epochs()[1], before[1], "a page of it was not global");
+}

@@ -102,6 +102,11 @@ impl Tlb {
         if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
     }
 
+    /// Where a view's entries begin.
+    pub fn base(&self, view: usize) -> *const Entry {
+        self.entry(view, 0)
+    }
+
     #[inline(always)]
     fn entry(&self, view: usize, va: u64) -> &Entry {
         debug_assert!(view < VIEWS);
