@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod suites;
 
 use std::env;
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   test [ARGS]            fetch what the tests need and run them all; ARGS go to cargo test
   ci                     what .ci/run does: formatting, lints, documentation, tests
+  bench cpu [OPTIONS]    the host, our engine and QEMU beside each other, test by test; --help lists the options
   bench interp           guest instructions per second, boot time against QEMU's, memory
   bench ports            port and MMIO dispatches per second into a device
   fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter, with and without host functions
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let result = match words.as_slice() {
         ["test", rest @ ..] => test(rest),
         ["ci"] => ci(),
+        ["bench", "cpu", rest @ ..] => bench::cpu::run(rest),
         ["bench", "interp", rest @ ..] => bench_interp(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
         ["fuzz", "cpu", rest @ ..] if rest.contains(&"--mutate") => mutants(rest),
@@ -71,6 +74,11 @@ fn cargo(args: &[&str]) -> Result<(), String> {
 /// Fetches kernels and the initial RAM disk. Without them the tests that need them say `skipped`.
 fn with_guest() -> Result<(), String> {
     run(Command::new("tools/fetch-guest").args(["generic", "i386"]).stdout(std::process::Stdio::null()))
+}
+
+/// The cloud kernel and busybox alone.
+fn with_cloud_guest() -> Result<(), String> {
+    run(Command::new("tools/fetch-guest").stdout(std::process::Stdio::null()))
 }
 
 /// Debian packages with tools that tests use, where they can be installed; tests skip without them.
@@ -137,6 +145,11 @@ fn binary(name: &str, args: &[&str]) -> Result<(), String> {
     cargo(&all)
 }
 
+/// Where cargo puts what it builds.
+fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Where tools/fetch-guest keeps its files.
 fn guest_cache() -> PathBuf {
     let cache = match env::var_os("XDG_CACHE_HOME") {
@@ -181,7 +194,7 @@ fn soak_guests(args: &[&str]) -> Result<(), String> {
     let what = if args.contains(&"--full") { "allchecks" } else { "checks" };
     run(Command::new("tools/fetch-guest").arg("checks").stdout(std::process::Stdio::null()))?;
     cargo(&["build", "--release", "--package", "anura"])?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target = target_dir();
     let cache = guest_cache();
     let append = format!("console=ttyS0 quiet panic=-1 anura.run={what}");
     let output = Command::new(target.join("release/anura"))

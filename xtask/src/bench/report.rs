@@ -1,0 +1,196 @@
+//! The tables of `cargo xtask bench cpu`, as text and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use super::geometric_mean;
+
+/// Times of one test on one machine, in nanoseconds.
+pub type Times = BTreeMap<String, Vec<f64>>;
+
+/// All that was measured.
+pub struct Report {
+    /// Test names in the guest program's order.
+    pub order: Vec<String>,
+    /// The host itself, then machines by name.
+    pub native: Times,
+    /// Our engine's times.
+    pub anura: Times,
+    /// QEMU's times.
+    pub qemu: Times,
+    /// Whether a test's time is the median of its rounds; otherwise it is the shortest.
+    pub median: bool,
+}
+
+/// One line: the figures that exist.
+#[derive(Clone, Copy, Default)]
+pub struct Line {
+    /// Nanoseconds on the host.
+    pub native: Option<f64>,
+    /// Nanoseconds on our engine.
+    pub anura: Option<f64>,
+    /// Nanoseconds on QEMU.
+    pub qemu: Option<f64>,
+}
+
+impl Line {
+    fn slowdown(time: Option<f64>, native: Option<f64>) -> Option<f64> {
+        Some(time? / native?)
+    }
+    fn ours(&self) -> Option<f64> {
+        Self::slowdown(self.anura, self.native)
+    }
+    fn theirs(&self) -> Option<f64> {
+        Self::slowdown(self.qemu, self.native)
+    }
+    fn gain(&self) -> Option<f64> {
+        Some(self.qemu? / self.anura?)
+    }
+}
+
+fn figure(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"))
+}
+
+impl Report {
+    fn one(&self, times: &Times, name: &str) -> Option<f64> {
+        let mut times = times.get(name)?.clone();
+        times.sort_by(f64::total_cmp);
+        if self.median { times.get(times.len() / 2).copied() } else { times.first().copied() }
+    }
+
+    /// The figures of a test.
+    pub fn line(&self, name: &str) -> Line {
+        Line {
+            native: self.one(&self.native, name),
+            anura: self.one(&self.anura, name),
+            qemu: self.one(&self.qemu, name),
+        }
+    }
+
+    fn groups(&self) -> Vec<&str> {
+        let mut groups: Vec<&str> = Vec::new();
+        for name in &self.order {
+            let group = name.split('/').next().unwrap_or(name);
+            if !groups.contains(&group) {
+                groups.push(group);
+            }
+        }
+        groups
+    }
+
+    fn of_group(&self, group: &str) -> Vec<Line> {
+        let inside = |name: &&String| name.split('/').next() == Some(group);
+        self.order.iter().filter(inside).map(|name| self.line(name)).collect()
+    }
+
+    /// The tables.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, line: &Line, digits| {
+            let ms = |v: Option<f64>| figure(v.map(|v| v / 1e6), digits);
+            let _ = writeln!(
+                text,
+                "{name:28} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}{}",
+                ms(line.native),
+                ms(line.anura),
+                ms(line.qemu),
+                figure(line.ours(), 2),
+                figure(line.theirs(), 2),
+                figure(line.gain(), 2),
+                if line.gain().is_some_and(|g| g < 1.0 / 1.1) { "  slower" } else { "" }
+            );
+        };
+        self.order.iter().for_each(|name| row(name, &self.line(name), 2));
+        let head = format!(
+            "{:28} {:>10} {:>10} {:>10} {:>9} {:>9} {:>9}\n",
+            "test", "native ms", "anura ms", "QEMU ms", "anura x", "QEMU x", "QEMU/us"
+        );
+        let mut text = head + &text;
+        let _ = writeln!(
+            text,
+            "\n{:28} {:>9} {:>9} {:>9}   geometric means",
+            "group", "anura x", "QEMU x", "QEMU/us"
+        );
+        for group in self.groups() {
+            let lines = self.of_group(group);
+            let mean = |of: fn(&Line) -> Option<f64>| geometric_mean(lines.iter().filter_map(of));
+            let _ = writeln!(
+                text,
+                "{group:28} {:>9} {:>9} {:>9}   {} tests",
+                figure(mean(Line::ours), 2),
+                figure(mean(Line::theirs), 2),
+                figure(mean(Line::gain), 2),
+                lines.len()
+            );
+        }
+        let slower: Vec<&str> = self
+            .order
+            .iter()
+            .filter(|name| self.line(name).gain().is_some_and(|g| g < 1.0 / 1.1))
+            .map(String::as_str)
+            .collect();
+        let compared = self.order.iter().filter(|name| self.line(name).gain().is_some()).count();
+        if compared > 0 {
+            let _ = writeln!(
+                text,
+                "\nmore than 10 % slower than QEMU: {} of {compared}: {}",
+                slower.len(),
+                slower.join(" ")
+            );
+        }
+        text
+    }
+
+    /// The figures for other programs: nanoseconds by test.
+    pub fn json(&self) -> String {
+        let number = |v: Option<f64>| v.map_or_else(|| "null".into(), |v| format!("{v:.0}"));
+        let lines: Vec<String> = self
+            .order
+            .iter()
+            .map(|name| {
+                let line = self.line(name);
+                format!(
+                    "  {{\"test\": \"{name}\", \"native\": {}, \"anura\": {}, \"qemu\": {}}}",
+                    number(line.native),
+                    number(line.anura),
+                    number(line.qemu)
+                )
+            })
+            .collect();
+        format!("[\n{}\n]\n", lines.join(",\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let times = |a: f64, b: f64| {
+            Times::from([("int/a".to_owned(), vec![a * 2.0, a]), ("int/b".to_owned(), vec![b])])
+        };
+        Report {
+            order: vec!["int/a".into(), "int/b".into()],
+            native: times(1e6, 1e6),
+            anura: times(2e6, 8e6),
+            qemu: times(8e6, 2e6),
+            median: false,
+        }
+    }
+
+    #[test]
+    fn a_group_is_the_geometric_mean_of_its_tests_and_slow_ones_are_named() {
+        let text = report().text();
+        let group = text.lines().find(|line| line.starts_with("int ")).unwrap();
+        assert_eq!(group.split_whitespace().skip(1).take(3).collect::<Vec<_>>(), ["4.00", "4.00", "1.00"]);
+        assert!(text.contains("slower than QEMU: 1 of 2: int/b"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_that_was_not_there_leaves_its_columns_empty() {
+        let report = Report { qemu: Times::new(), ..report() };
+        assert!(report.text().contains("2.00         -         -"), "{}", report.text());
+        assert!(report.json().contains("\"qemu\": null"));
+    }
+}
