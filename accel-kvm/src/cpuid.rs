@@ -25,11 +25,13 @@ const TSC_DEADLINE: u32 = 1 << 24;
 /// The kernel's offer.
 pub(crate) struct Leaves {
     supported: Vec<kvm_cpuid_entry2>,
+    /// The local APICs are in the kernel.
+    split: bool,
 }
 
 impl Leaves {
-    pub(crate) fn new(system: &dyn System) -> io::Result<Self> {
-        Ok(Self { supported: system.supported_cpuid()? })
+    pub(crate) fn new(system: &dyn System, split: bool) -> io::Result<Self> {
+        Ok(Self { supported: system.supported_cpuid()?, split })
     }
 
     fn supported(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -57,7 +59,11 @@ impl Leaves {
             {
                 let offer = self.supported(leaf, subleaf.unwrap_or(0));
                 for i in (0..4).filter(|i| which[*i]) {
-                    let always = if leaf == 1 && i == 2 { HYPERVISOR } else { 0 };
+                    let always = match (leaf, i) {
+                        // Capabilities tell of these two, not the kernel's list.
+                        (1, 2) => HYPERVISOR | X2APIC | TSC_DEADLINE,
+                        _ => 0,
+                    };
                     r[i] &= offer[i] | always;
                 }
             }
@@ -69,7 +75,7 @@ impl Leaves {
             }
             if leaf == 1 {
                 // The kernel has no x2APIC and no deadline timer for an APIC that is ours.
-                r[2] &= !(X2APIC | TSC_DEADLINE | OSXSAVE);
+                r[2] &= if self.split { !OSXSAVE } else { !(X2APIC | TSC_DEADLINE | OSXSAVE) };
             }
             let [eax, ebx, ecx, edx] = r;
             let flags = if subleaf.is_some() { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };

@@ -20,6 +20,8 @@ pub(crate) trait System: Send + Sync {
     fn api_version(&self) -> i32;
     /// KVM_CHECK_EXTENSION: 0 is no.
     fn capability(&self, cap: u32) -> i32;
+    /// KVM_GET_MSR_INDEX_LIST: the registers that are a vCPU's state.
+    fn msr_list(&self) -> io::Result<Vec<u32>>;
     /// KVM_GET_SUPPORTED_CPUID.
     fn supported_cpuid(&self) -> io::Result<Vec<kvm_cpuid_entry2>>;
     /// KVM_CREATE_VM.
@@ -34,6 +36,14 @@ pub(crate) trait Vm: Send + Sync {
     fn set_real_mode_pages(&self, tss: u64, identity: u64) -> io::Result<()>;
     /// KVM_ENABLE_CAP.
     fn enable(&self, cap: u32, arg: u64) -> io::Result<()>;
+    /// KVM_SIGNAL_MSI.
+    fn signal_msi(&self, address: u64, data: u32) -> io::Result<()>;
+    /// KVM_SET_GSI_ROUTING: all routes, as number, address and data of a message.
+    fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()>;
+    /// KVM_GET_CLOCK: nanoseconds of the paravirtual clock.
+    fn clock(&self) -> io::Result<u64>;
+    /// KVM_SET_CLOCK.
+    fn set_clock(&self, ns: u64) -> io::Result<()>;
     /// KVM_GET_DIRTY_LOG: a bit for each page of the slot.
     fn dirty_log(&self, slot: u32, size: u64) -> io::Result<Vec<u64>>;
     /// KVM_CREATE_VCPU.
@@ -86,6 +96,18 @@ pub(crate) trait Cpu: Send {
     fn translate(&mut self, linear: u64) -> io::Result<Option<u64>>;
     /// KVM_GET_TSC_KHZ.
     fn tsc_khz(&mut self) -> io::Result<u32>;
+    /// KVM_SET_TSC_KHZ.
+    fn set_tsc_khz(&mut self, khz: u32) -> io::Result<()>;
+    /// KVM_GET_LAPIC.
+    fn lapic(&mut self) -> io::Result<kvm_lapic_state>;
+    /// KVM_SET_LAPIC.
+    fn set_lapic(&mut self, page: &kvm_lapic_state) -> io::Result<()>;
+    /// KVM_GET_MP_STATE.
+    fn mp_state(&mut self) -> io::Result<u32>;
+    /// KVM_SET_MP_STATE.
+    fn set_mp_state(&mut self, state: u32) -> io::Result<()>;
+    /// KVM_KVMCLOCK_CTRL: the guest's watchdogs are told that it stood.
+    fn clock_stood(&mut self) -> io::Result<()>;
 }
 
 /// The shared page of a virtual processor.
@@ -183,6 +205,10 @@ impl System for RealSystem {
         Ok(self.0.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(os)?.as_slice().to_vec())
     }
 
+    fn msr_list(&self) -> io::Result<Vec<u32>> {
+        Ok(self.0.get_msr_index_list().map_err(os)?.as_slice().to_vec())
+    }
+
     fn create_vm(&self) -> io::Result<Box<dyn Vm>> {
         // A signal during creation makes it fail; it is then simply tried again.
         loop {
@@ -222,6 +248,33 @@ impl Vm for RealVm {
 
     fn dirty_log(&self, slot: u32, size: u64) -> io::Result<Vec<u64>> {
         self.0.get_dirty_log(slot, size as usize).map_err(os)
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) -> io::Result<()> {
+        let (address_lo, address_hi) = (address as u32, (address >> 32) as u32);
+        let msi = kvm_msi { address_lo, address_hi, data, ..Default::default() };
+        // 0 means that nobody took it, as on a bus.
+        self.0.signal_msi(msi).map(drop).map_err(os)
+    }
+
+    fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()> {
+        let entry = |&(gsi, address, data): &(u32, u64, u32)| {
+            let (address_lo, address_hi) = (address as u32, (address >> 32) as u32);
+            let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+            entry.u.msi = kvm_irq_routing_msi { address_lo, address_hi, data, ..Default::default() };
+            entry
+        };
+        let entries: Vec<_> = routes.iter().map(entry).collect();
+        let list = KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many routes"))?;
+        self.0.set_gsi_routing(&list).map_err(os)
+    }
+
+    fn clock(&self) -> io::Result<u64> {
+        self.0.get_clock().map(|c| c.clock).map_err(os)
+    }
+
+    fn set_clock(&self, ns: u64) -> io::Result<()> {
+        self.0.set_clock(&kvm_clock_data { clock: ns, ..Default::default() }).map_err(os)
     }
 
     fn create_vcpu(&self, id: u32) -> io::Result<Box<dyn Cpu>> {
@@ -384,6 +437,30 @@ impl Cpu for RealCpu {
 
     fn tsc_khz(&mut self) -> io::Result<u32> {
         self.fd.get_tsc_khz().map_err(os)
+    }
+
+    fn set_tsc_khz(&mut self, khz: u32) -> io::Result<()> {
+        self.fd.set_tsc_khz(khz).map_err(os)
+    }
+
+    fn lapic(&mut self) -> io::Result<kvm_lapic_state> {
+        self.fd.get_lapic().map_err(os)
+    }
+
+    fn set_lapic(&mut self, page: &kvm_lapic_state) -> io::Result<()> {
+        self.fd.set_lapic(page).map_err(os)
+    }
+
+    fn mp_state(&mut self) -> io::Result<u32> {
+        self.fd.get_mp_state().map(|s| s.mp_state).map_err(os)
+    }
+
+    fn set_mp_state(&mut self, state: u32) -> io::Result<()> {
+        self.fd.set_mp_state(kvm_mp_state { mp_state: state }).map_err(os)
+    }
+
+    fn clock_stood(&mut self) -> io::Result<()> {
+        self.fd.kvmclock_ctrl().map_err(os)
     }
 }
 

@@ -1,12 +1,13 @@
 //! The KVM engine: guest code on the host's processor, through Linux's `/dev/kvm`.
 //!
 //! Three kinds of descriptor: the system (`host`), the machine (`vm`, `slots`) and its processors (`vcpu`).
-//! The interrupt chips, the local APIC among them, are our own (`kernel-irqchip=off`), the same as on the software
-//! engines. What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
+//! The interrupt chips are our own, the same as on the software engines, but for the local APICs: those are in the
+//! kernel where it runs guests in hardware (`irqchip`). What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
 
 mod cpuid;
 mod gate;
 mod host;
+mod irqchip;
 mod probe;
 #[cfg(test)]
 mod scripted;
@@ -21,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 
 use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, VmConfig, VmSpaces};
 
+pub use irqchip::Irqchip;
 pub use probe::Kind;
 
 /// What the stepper is used for.
@@ -35,12 +37,21 @@ pub enum Stepping {
     Off,
 }
 
+/// What the user may choose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// What the stepper is used for.
+    pub stepping: Stepping,
+    /// Where the local APICs are.
+    pub irqchip: Irqchip,
+}
+
 /// The KVM engine.
 #[derive(Default)]
 pub struct Kvm {
     /// Runs what the kernel cannot emulate.
     stepper: Option<Arc<dyn Accelerator>>,
-    stepping: Stepping,
+    choice: Choice,
     kind: OnceLock<Result<Kind, Unavailable>>,
 }
 
@@ -50,9 +61,9 @@ impl Kvm {
         Self { stepper: Some(Arc::new(stepper)), ..Self::default() }
     }
 
-    /// The engine with another use of its stepper.
-    pub fn with_stepping(self, stepping: Stepping) -> Self {
-        Self { stepping, ..self }
+    /// The engine as the user chose.
+    pub fn with(self, choice: Choice) -> Self {
+        Self { choice, ..self }
     }
 
     /// The capabilities that this engine uses where they are, and whether they are.
@@ -87,6 +98,7 @@ impl Accelerator for Kvm {
             exact_budgets: false,
             max_vcpus: 255,
             in_turn: false,
+            tsc_scales: kind.tsc_scales,
             tsc_khz: (kind.tsc_khz != 0).then_some(kind.tsc_khz),
             slow: kind.ring0_emulated.then(|| {
                 format!(
@@ -105,8 +117,8 @@ impl Accelerator for Kvm {
         let unavailable = |e: Unavailable| AccelError::Unsupported { engine: "kvm", what: e.to_string() };
         let kind = self.kind().map_err(unavailable)?;
         let system = probe::open().map_err(unavailable)?;
-        let stepper = self.stepper.as_deref().filter(|_| self.stepping != Stepping::Off);
-        let vm = vm::KvmVm::new(&system, spaces, config, stepper, self.stepping, kind.ring0_emulated)?;
+        let stepper = self.stepper.as_deref().filter(|_| self.choice.stepping != Stepping::Off);
+        let vm = vm::KvmVm::new(&system, spaces, config, stepper, self.choice, kind.ring0_emulated)?;
         Ok(Arc::new(vm))
     }
 }

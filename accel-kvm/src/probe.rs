@@ -36,6 +36,8 @@ pub struct Kind {
     pub per_instruction: Duration,
     /// Rate of the time stamp counter, 0 if unknown.
     pub tsc_khz: u64,
+    /// The counter can have other rates.
+    pub tsc_scales: bool,
 }
 
 /// Opens `/dev/kvm`, or says what is in the way and the way out.
@@ -125,5 +127,6 @@ fn run_loop(system: &dyn System) -> io::Result<Kind> {
     }
     let per_instruction = best / (u32::from(ROUNDS) * 2);
     let tsc_khz = cpu.tsc_khz().unwrap_or(0).into();
-    Ok(Kind { ring0_emulated: per_instruction > HARDWARE, per_instruction, tsc_khz })
+    let tsc_scales = has(system, Cap::TscControl);
+    Ok(Kind { ring0_emulated: per_instruction > HARDWARE, per_instruction, tsc_khz, tsc_scales })
 }

@@ -24,6 +24,12 @@ pub(crate) struct Script {
     pub(crate) regs: kvm_regs,
     pub(crate) sregs: kvm_sregs,
     pub(crate) slots: Vec<(u32, u32, u64, u64)>,
+    pub(crate) messages: Vec<(u64, u32)>,
+    pub(crate) routes: Vec<(u32, u64, u32)>,
+    pub(crate) clock: u64,
+    pub(crate) lapic: Vec<std::os::raw::c_char>,
+    pub(crate) mp_state: u32,
+    pub(crate) msrs: std::collections::BTreeMap<u32, u64>,
     pub(crate) missing_capability: Option<u32>,
     pub(crate) version: i32,
 }
@@ -34,7 +40,7 @@ pub(crate) struct Scripted(pub(crate) Arc<Mutex<Script>>);
 
 impl Scripted {
     pub(crate) fn new(plays: Vec<Play>) -> Self {
-        let script = Script { plays: plays.into(), version: 12, ..Script::default() };
+        let script = Script { plays: plays.into(), version: 12, lapic: vec![0; 1024], ..Script::default() };
         Self(Arc::new(Mutex::new(script)))
     }
 
@@ -60,6 +66,12 @@ impl System for Scripted {
     fn supported_cpuid(&self) -> io::Result<Vec<kvm_cpuid_entry2>> {
         self.ask("KVM_GET_SUPPORTED_CPUID")?;
         Ok(vec![])
+    }
+
+    fn msr_list(&self) -> io::Result<Vec<u32>> {
+        self.ask("KVM_GET_MSR_INDEX_LIST")?;
+        // The paravirtual clock.
+        Ok(vec![0x4b56_4d01])
     }
 
     fn create_vm(&self) -> io::Result<Box<dyn Vm>> {
@@ -90,6 +102,29 @@ impl Vm for Scripted {
     fn dirty_log(&self, _: u32, size: u64) -> io::Result<Vec<u64>> {
         self.ask("KVM_GET_DIRTY_LOG")?;
         Ok(vec![0; (size / 4096).div_ceil(64) as usize])
+    }
+
+    fn signal_msi(&self, address: u64, data: u32) -> io::Result<()> {
+        self.ask("KVM_SIGNAL_MSI")?;
+        self.0.lock().messages.push((address, data));
+        Ok(())
+    }
+
+    fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()> {
+        self.ask("KVM_SET_GSI_ROUTING")?;
+        self.0.lock().routes = routes.to_vec();
+        Ok(())
+    }
+
+    fn clock(&self) -> io::Result<u64> {
+        self.ask("KVM_GET_CLOCK")?;
+        Ok(self.0.lock().clock)
+    }
+
+    fn set_clock(&self, ns: u64) -> io::Result<()> {
+        self.ask("KVM_SET_CLOCK")?;
+        self.0.lock().clock = ns;
+        Ok(())
     }
 
     fn create_vcpu(&self, _: u32) -> io::Result<Box<dyn Cpu>> {
@@ -152,11 +187,13 @@ impl Cpu for ScriptedCpu {
 
     fn msrs(&mut self, wanted: &[u32]) -> io::Result<Vec<u64>> {
         self.script.ask("KVM_GET_MSRS")?;
-        Ok(vec![0; wanted.len()])
+        let script = self.script.0.lock();
+        Ok(wanted.iter().map(|n| script.msrs.get(n).copied().unwrap_or(0)).collect())
     }
 
     fn set_msrs(&mut self, msrs: &[(u32, u64)]) -> io::Result<usize> {
         self.script.ask("KVM_SET_MSRS")?;
+        self.script.0.lock().msrs.extend(msrs.iter().copied());
         Ok(msrs.len())
     }
 
@@ -218,5 +255,37 @@ impl Cpu for ScriptedCpu {
     fn tsc_khz(&mut self) -> io::Result<u32> {
         self.script.ask("KVM_GET_TSC_KHZ")?;
         Ok(1_000_000)
+    }
+
+    fn set_tsc_khz(&mut self, _: u32) -> io::Result<()> {
+        self.script.ask("KVM_SET_TSC_KHZ")
+    }
+
+    fn lapic(&mut self) -> io::Result<kvm_lapic_state> {
+        self.script.ask("KVM_GET_LAPIC")?;
+        let mut page = kvm_lapic_state { regs: [0; 1024] };
+        page.regs.copy_from_slice(&self.script.0.lock().lapic);
+        Ok(page)
+    }
+
+    fn set_lapic(&mut self, page: &kvm_lapic_state) -> io::Result<()> {
+        self.script.ask("KVM_SET_LAPIC")?;
+        self.script.0.lock().lapic = page.regs.to_vec();
+        Ok(())
+    }
+
+    fn mp_state(&mut self) -> io::Result<u32> {
+        self.script.ask("KVM_GET_MP_STATE")?;
+        Ok(self.script.0.lock().mp_state)
+    }
+
+    fn set_mp_state(&mut self, state: u32) -> io::Result<()> {
+        self.script.ask("KVM_SET_MP_STATE")?;
+        self.script.0.lock().mp_state = state;
+        Ok(())
+    }
+
+    fn clock_stood(&mut self) -> io::Result<()> {
+        self.script.ask("KVM_KVMCLOCK_CTRL")
     }
 }

@@ -91,6 +91,19 @@ pub(crate) fn usable_msrs(cpu: &mut dyn Cpu) -> Vec<u32> {
     all.into_iter().filter(|n| kept(*n)).collect()
 }
 
+/// Registers of the kernel's list that [`CpuState`] does not have, with what they hold at the start.
+pub(crate) fn extra_msrs(cpu: &mut dyn Cpu, list: &[u32]) -> Vec<(u32, u64)> {
+    let known: Vec<u32> = table(&mut Msrs::reset()).iter().map(|(n, _)| *n).collect();
+    let apart = [msr::TSC, msr::TSC_DEADLINE, msr::APIC_BASE, msr::EFER, msr::FS_BASE, msr::GS_BASE];
+    let extra = list.iter().copied().filter(|n| !known.contains(n) && !apart.contains(n));
+    let mut read = |n: u32| match cpu.msrs(&[n]) {
+        // One that does not even take its own value is no state.
+        Ok(v) if v.len() == 1 && cpu.set_msrs(&[(n, v[0])]).is_ok_and(|n| n == 1) => Some((n, v[0])),
+        _ => None,
+    };
+    extra.filter_map(&mut read).collect()
+}
+
 /// Reads everything.
 pub(crate) fn get(cpu: &mut dyn Cpu, usable: &[u32], held: Held, tsc_now: u64) -> io::Result<CpuState> {
     let (r, s) = (cpu.regs()?, cpu.sregs()?);
@@ -187,11 +200,12 @@ pub(crate) fn set(
     cpu: &mut dyn Cpu,
     usable: &[u32],
     state: &CpuState,
-    apic_base: u64,
+    apic_base: Option<u64>,
     tsc_now: u64,
 ) -> io::Result<()> {
     let [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15] = state.gpr;
-    let mut sregs = kvm_sregs { apic_base, ..cpu.sregs()? };
+    let mut sregs = cpu.sregs()?;
+    sregs.apic_base = apic_base.unwrap_or(sregs.apic_base);
     let targets = [&mut sregs.es, &mut sregs.cs, &mut sregs.ss, &mut sregs.ds, &mut sregs.fs, &mut sregs.gs];
     for (to, from) in targets.into_iter().zip(&state.seg) {
         *to = kvm_segment_of(from);

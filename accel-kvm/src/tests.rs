@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use crate::host::RunPage;
 use crate::scripted::{Play, Scripted};
-use crate::{Stepping, probe, vm::KvmVm};
+use crate::{Choice, Irqchip, Stepping, probe, vm::KvmVm};
 
 /// An APIC with one vector that waits, at most.
 #[derive(Default)]
@@ -137,7 +137,15 @@ fn bench_with(script: Scripted) -> Result<Bench, String> {
         tsc_khz: 1_000_000,
         counted: false,
     };
-    let vm = KvmVm::new(&script, &spaces, &config, None, Stepping::Off, false).map_err(|e| e.to_string())?;
+    let vm = KvmVm::new(
+        &script,
+        &spaces,
+        &config,
+        None,
+        Choice { stepping: Stepping::Off, irqchip: Irqchip::Off },
+        false,
+    )
+    .map_err(|e| e.to_string())?;
     let vm: Arc<dyn AccelVm> = Arc::new(vm);
     let signal = CpuSignal::new();
     let vcpu = vm.create_vcpu(0, signal.clone()).map_err(|e| e.to_string())?;
@@ -448,7 +456,7 @@ fn every_register_survives_a_round_through_the_real_kernel() {
     s.xsave.bytes[160..176].copy_from_slice(&[7; 16]);
     s.nmi_masked = true;
     s.xcr0 = 1;
-    crate::state::set(&mut *fd, &usable, &s, 0xfee0_0900, 0).unwrap();
+    crate::state::set(&mut *fd, &usable, &s, Some(0xfee0_0900), 0).unwrap();
     let mut back = crate::state::get(&mut *fd, &usable, crate::state::Held::default(), 0).unwrap();
     // Time went on.
     back.tsc_offset = s.tsc_offset;
@@ -459,4 +467,53 @@ fn every_register_survives_a_round_through_the_real_kernel() {
     assert_eq!(back.xsave.bytes[..416], s.xsave.bytes[..416]);
     assert_eq!((back.msrs.lstar, back.msrs.pat, back.nmi_masked), (s.msrs.lstar, s.msrs.pat, true));
     drop(b);
+}
+
+#[test]
+fn a_local_apic_survives_a_round_through_the_real_kernel() {
+    use anura_x86::apic::{ApicImage, base, offset};
+    let kvm = crate::Kvm::default();
+    if let Err(why) = kvm.probe() {
+        println!("skipped: {why}");
+        return;
+    }
+    let system = probe::open().unwrap();
+    if crate::host::System::capability(&system, KVM_CAP_SPLIT_IRQCHIP) <= 0 {
+        println!("skipped: this kernel has no KVM_CAP_SPLIT_IRQCHIP");
+        return;
+    }
+    let vm: Arc<dyn crate::host::Vm> = crate::host::System::create_vm(&system).unwrap().into();
+    let apics = crate::irqchip::KernelApics::new(&system, &vm).unwrap();
+    let mut fd = vm.create_vcpu(0).unwrap();
+    let cpuid = crate::host::System::supported_cpuid(&system).unwrap();
+    fd.set_cpuid(&cpuid).unwrap();
+    let mut image = ApicImage { base: base::DEFAULT | base::ENABLE | base::BSP, ..ApicImage::default() };
+    let registers = [
+        (offset::TPR, 0x20),
+        (offset::LDR, 0x0400_0000),
+        (offset::DFR, 0xffff_ffff),
+        (offset::SVR, 0x1ff),
+        (offset::ISR + 0x30, 2),
+        (offset::TMR + 0x30, 2),
+        (offset::IRR + 0x20, 0x20),
+        (offset::LVT_TIMER, 0x2_0033),
+        (offset::LVT_LINT0, 0x700),
+        (offset::LVT_LINT1, 0x400),
+        (offset::LVT_ERROR, 0x1_0000),
+        (offset::TIMER_INITIAL, 0x4000_0000),
+        (offset::TIMER_CURRENT, 0x3000_0000),
+        (offset::TIMER_DIVIDE, 0xb),
+        (offset::ICR_HIGH, 0x0300_0000),
+    ];
+    registers.iter().for_each(|(at, value)| image.page.set(*at, *value));
+    fd.set_lapic(&apics.page(&image)).unwrap();
+    let back = apics.image(&fd.lapic().unwrap(), image.base, 0);
+    for (at, value) in registers {
+        let now = back.page.get(at);
+        match at {
+            // Time went on.
+            offset::TIMER_CURRENT => assert!(now <= value && now > value / 2, "{now:#x}"),
+            _ => assert_eq!(now, value, "register {at:#x}"),
+        }
+    }
 }

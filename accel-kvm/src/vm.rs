@@ -4,17 +4,19 @@ use std::io;
 use std::sync::Arc;
 
 use anura_accel::{AccelError, AccelVm, Accelerator, Vcpu, VmConfig, VmSpaces};
-use anura_vmcore::CpuSignal;
+use anura_memory::MemoryListener;
+use anura_vmcore::{CpuSignal, HostApics};
 use anura_x86::FeatureSet;
 use kvm_ioctls::Cap;
 use parking_lot::Mutex;
 
 use crate::gate::{self, Gate};
 use crate::host::{System, Vm, has};
+use crate::irqchip::{Irqchip, KernelApics};
 use crate::slots::Slots;
-use crate::state::usable_msrs;
-use crate::vcpu::KvmVcpu;
-use crate::{Stepping, cpuid};
+use crate::state::{extra_msrs, usable_msrs};
+use crate::vcpu::{KvmVcpu, StepBoard};
+use crate::{Choice, Stepping, cpuid};
 
 /// Pages below the firmware that processors without unrestricted guest mode need for real mode.
 const IDENTITY_PAGE: u64 = 0xfeff_c000;
@@ -23,6 +25,7 @@ const TSS_PAGES: u64 = 0xfeff_d000;
 const FEWEST_SLOTS: i32 = 32;
 
 /// What the vCPUs of a machine share.
+#[derive(Clone)]
 pub(crate) struct VmShared {
     pub(crate) spaces: VmSpaces,
     pub(crate) config: VmConfig,
@@ -30,6 +33,11 @@ pub(crate) struct VmShared {
     pub(crate) slots: Arc<Slots>,
     /// MSRs of `CpuState` that the kernel keeps.
     pub(crate) msrs: Vec<u32>,
+    /// MSRs that the kernel keeps beside those, with their values of the start.
+    pub(crate) extra: Vec<(u32, u64)>,
+    /// The local APICs, if they are in the kernel.
+    pub(crate) apics: Option<Arc<KernelApics>>,
+    pub(crate) step_board: Option<Arc<StepBoard>>,
     /// Ring 0 runs in the kernel's instruction emulator.
     pub(crate) ring0_emulated: bool,
     /// The stepper runs ring 0 with paging wherever we can tell.
@@ -41,6 +49,15 @@ pub(crate) struct KvmVm {
     fd: Arc<dyn Vm>,
     cpuid: cpuid::Leaves,
     stepper: Option<Arc<dyn AccelVm>>,
+    msr_list: Vec<u32>,
+    paravirtual: Mutex<Paravirtual>,
+}
+
+/// The paravirtual clock while the vCPUs stand.
+#[derive(Default)]
+struct Paravirtual {
+    clock: Option<u64>,
+    resumptions: u64,
 }
 
 fn host(what: &str) -> impl FnOnce(io::Error) -> AccelError + '_ {
@@ -53,12 +70,26 @@ impl KvmVm {
         spaces: &VmSpaces,
         config: &VmConfig,
         stepper: Option<&dyn Accelerator>,
-        stepping: Stepping,
+        choice: Choice,
         ring0_emulated: bool,
     ) -> Result<Self, AccelError> {
-        let step_kernels = ring0_emulated && stepper.is_some() && stepping == Stepping::Kernels;
         gate::install();
         let fd: Arc<dyn Vm> = system.create_vm().map_err(host("KVM_CREATE_VM"))?.into();
+        let can_split = has(system, Cap::SplitIrqchip) && has(system, Cap::SignalMsi);
+        let apics = match choice.irqchip {
+            Irqchip::Off => None,
+            // Bursts of the stepper must see interrupts.
+            Irqchip::Auto if ring0_emulated || !can_split => None,
+            Irqchip::Split if !can_split => {
+                let what = "this kernel has no local APIC of its own (KVM_CAP_SPLIT_IRQCHIP): use kernel-irqchip=off";
+                return Err(AccelError::Unsupported { engine: "kvm", what: what.into() });
+            }
+            _ => Some(KernelApics::new(system, &fd).map_err(host("KVM_CAP_SPLIT_IRQCHIP"))?),
+        };
+        let kernels = choice.stepping == Stepping::Kernels && apics.is_none();
+        let step_kernels = ring0_emulated && stepper.is_some() && kernels;
+        let step_board = (stepper.is_some() && apics.is_some())
+            .then(|| StepBoard::new(&config.platform, config.topology.total().max(1)));
         fd.set_real_mode_pages(TSS_PAGES, IDENTITY_PAGE).map_err(host("KVM_SET_TSS_ADDR"))?;
         if system.capability(kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE) > 0 {
             // Without it a failed emulation may become #UD in the guest.
@@ -83,9 +114,16 @@ impl KvmVm {
         let limit = system.capability(Cap::NrMemslots as u32).max(FEWEST_SLOTS);
         let slots = Slots::new(&fd, &gate, limit as u32, ring0_emulated);
         spaces.memory.subscribe(slots.clone());
-        let cpuid = cpuid::Leaves::new(system).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
+        let msr_list = system.msr_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?;
+        let cpuid = cpuid::Leaves::new(system, apics.is_some()).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         let stepper = stepper
-            .map(|s| s.create_vm(spaces, &stepper_config(config, ring0_emulated && !step_kernels)))
+            .map(|s| {
+                let mut config = stepper_config(config, ring0_emulated && !step_kernels);
+                if let Some(board) = &step_board {
+                    config.platform = board.clone();
+                }
+                s.create_vm(spaces, &config)
+            })
             .transpose()?;
         let shared = VmShared {
             spaces: spaces.clone(),
@@ -93,10 +131,14 @@ impl KvmVm {
             gate,
             slots,
             msrs: Vec::new(),
+            extra: Vec::new(),
+            apics,
+            step_board,
             ring0_emulated,
             step_kernels,
         };
-        Ok(Self { shared: Mutex::new(Arc::new(shared)), fd, cpuid, stepper })
+        let shared = Mutex::new(Arc::new(shared));
+        Ok(Self { shared, fd, cpuid, stepper, msr_list, paravirtual: Mutex::default() })
     }
 }
 
@@ -112,36 +154,76 @@ fn stepper_config(config: &VmConfig, cpuid_shows_host: bool) -> VmConfig {
 
 impl AccelVm for KvmVm {
     fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError> {
-        let mut fd = self.fd.create_vcpu(id).map_err(host("KVM_CREATE_VCPU"))?;
         let mut shared = self.shared.lock();
+        // The kernel takes the number for the APIC's id.
+        let number = if shared.apics.is_some() { shared.config.topology.apic_id(id) } else { id };
+        let mut fd = self.fd.create_vcpu(number).map_err(host("KVM_CREATE_VCPU"))?;
         fd.set_cpuid(&self.cpuid.of(id, &shared.config)).map_err(host("KVM_SET_CPUID2"))?;
+        let (wanted, own) = (shared.config.tsc_khz as u32, fd.tsc_khz().unwrap_or(0));
+        if own != 0 && wanted.abs_diff(own) > own / 4000 {
+            fd.set_tsc_khz(wanted).map_err(host("KVM_SET_TSC_KHZ"))?;
+        }
         if shared.msrs.is_empty() {
-            let msrs = usable_msrs(&mut *fd);
-            let old = &**shared;
-            *shared = Arc::new(VmShared {
-                spaces: old.spaces.clone(),
-                config: old.config.clone(),
-                gate: old.gate.clone(),
-                slots: old.slots.clone(),
-                msrs,
-                ring0_emulated: old.ring0_emulated,
-                step_kernels: old.step_kernels,
-            });
+            let (msrs, extra) = (usable_msrs(&mut *fd), extra_msrs(&mut *fd, &self.msr_list));
+            *shared = Arc::new(VmShared { msrs, extra, ..VmShared::clone(&shared) });
         }
         // A software engine's vCPU of our own, which nobody else can reach.
         let stepper = self.stepper.as_ref().map(|s| s.create_vcpu(id, signal.clone())).transpose()?;
         Ok(Box::new(KvmVcpu::new(&shared, id, signal, fd, stepper)))
     }
 
+    fn stand(&self, vcpus: &mut [&mut dyn Vcpu]) {
+        let shared = self.shared.lock().clone();
+        let clock = self.fd.clock().ok();
+        *self.paravirtual.lock() = Paravirtual { clock, resumptions: shared.spaces.clock.resumptions() };
+        match &shared.apics {
+            Some(_) => {
+                shared
+                    .config
+                    .platform
+                    .hand_over(None, &mut || vcpus.iter_mut().for_each(|vcpu| vcpu.stand()));
+            }
+            None => vcpus.iter_mut().for_each(|vcpu| vcpu.stand()),
+        }
+    }
+
+    fn go(&self, vcpus: &mut [&mut dyn Vcpu]) {
+        let shared = self.shared.lock().clone();
+        let paravirtual = std::mem::take(&mut *self.paravirtual.lock());
+        if let Some(ns) = paravirtual.clock
+            && paravirtual.resumptions != shared.spaces.clock.resumptions()
+            && let Err(e) = self.fd.set_clock(ns)
+        {
+            log::warn!("kvm: KVM_SET_CLOCK: {e}");
+        }
+        match &shared.apics {
+            Some(apics) => {
+                let to: Arc<dyn HostApics> = apics.clone();
+                let mut go = || vcpus.iter_mut().for_each(|vcpu| vcpu.go());
+                shared.config.platform.hand_over(Some(to), &mut go);
+            }
+            None => vcpus.iter_mut().for_each(|vcpu| vcpu.go()),
+        }
+    }
+
     fn info(&self) -> String {
         let shared = self.shared.lock();
         let ring0 = if shared.ring0_emulated { "emulated by the kernel" } else { "in hardware" };
-        format!("ring 0: {ring0}\nmemory slots: {}\n", shared.slots.len())
+        let apics = if shared.apics.is_some() { "in the kernel (split)" } else { "ours (off)" };
+        format!("ring 0: {ring0}\nlocal APICs: {apics}\nmemory slots: {}\n", shared.slots.len())
     }
 
     fn sync_dirty(&self) {
         if let Err(e) = self.shared.lock().slots.sync_dirty() {
             log::error!("kvm: KVM_GET_DIRTY_LOG: {e}");
         }
+    }
+}
+
+impl Drop for KvmVm {
+    fn drop(&mut self) {
+        let shared = self.shared.lock();
+        let slots: Arc<dyn MemoryListener> = shared.slots.clone();
+        shared.spaces.memory.unsubscribe(&slots);
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anura_memory::{AddressSpace, RamBlock};
-use anura_vmcore::{Clock, CpuSignal, ResetKind};
+use anura_vmcore::{Clock, CpuSignal, HostApics, ResetKind};
+use anura_x86::apic::ApicImage;
 use anura_x86::{CpuModel, CpuState, Topology};
 
 pub mod scripted;
@@ -37,6 +38,8 @@ pub struct Capabilities {
     pub in_turn: bool,
     /// The rate of the time stamp counter, where the engine cannot choose it.
     pub tsc_khz: Option<u64>,
+    /// That rate is only the best one; others can be had.
+    pub tsc_scales: bool,
     /// Why this engine, though it works, is slower here than another would be.
     pub slow: Option<String>,
 }
@@ -105,6 +108,15 @@ pub trait AccelVm: Send + Sync {
     /// Tells the trackers of guest RAM what guest code wrote, where the engine does not do so at once. Called with
     /// all vCPUs standing, before anybody looks for dirty pages or runs translated code.
     fn sync_dirty(&self) {}
+    /// The vCPUs stand: what the host keeps for them while they run (its local APICs, its clocks) comes back to the
+    /// board, where it is saved, shown and changed.
+    fn stand(&self, vcpus: &mut [&mut dyn Vcpu]) {
+        vcpus.iter_mut().for_each(|vcpu| vcpu.stand());
+    }
+    /// The vCPUs are about to run: the host gets it again.
+    fn go(&self, vcpus: &mut [&mut dyn Vcpu]) {
+        vcpus.iter_mut().for_each(|vcpu| vcpu.go());
+    }
     /// Counters and sizes for `info jit` and `info exits`, one per line.
     fn info(&self) -> String {
         String::new()
@@ -127,6 +139,10 @@ pub trait Vcpu: Send {
     fn reset(&mut self, kind: ResetKind);
     /// The guest-physical address behind a linear one, by the current page tables, without side effects.
     fn translate(&mut self, linear: u64) -> Option<u64>;
+    /// This vCPU's part of [`AccelVm::stand`].
+    fn stand(&mut self) {}
+    /// This vCPU's part of [`AccelVm::go`].
+    fn go(&mut self) {}
     /// Instructions retired by this vCPU since it was made, where the engine counts them.
     fn instructions(&self) -> u64 {
         0
@@ -235,6 +251,22 @@ pub trait CpuPlatform: Send + Sync {
     /// The FERR# pin: an unmasked x87 error with CR0.NE clear (IRQ 13). True if IGNNE# is asserted, so that x87
     /// instructions go on in spite of the error.
     fn ferr(&self, level: bool) -> bool;
+    /// Model-specific registers of a vCPU that no [`CpuState`] has, and that an engine which has them left with the
+    /// board: saved with it, and given back to an engine that can use them.
+    fn kept_msrs(&self, cpu: u32) -> Vec<(u32, u64)> {
+        let _ = cpu;
+        Vec::new()
+    }
+    /// Leaves them with the board.
+    fn keep_msrs(&self, cpu: u32, list: Vec<(u32, u64)>) {
+        let _ = (cpu, list);
+    }
+    /// Does `work` while no interrupt message is on its way; messages then go to `to`, or to the board's own local
+    /// APICs again.
+    fn hand_over(&self, to: Option<Arc<dyn HostApics>>, work: &mut dyn FnMut()) {
+        let _ = to;
+        work();
+    }
     /// The A20 gate is open. Closed, address bit 20 of every access of a CPU is zero; DMA is not concerned. It
     /// changes only while no vCPU runs.
     fn a20(&self) -> bool {
@@ -283,4 +315,24 @@ pub trait LocalApic: Send + Sync {
     fn msr_read(&self, msr: u32) -> Option<u64>;
     /// Writes one; `false` is #GP.
     fn msr_write(&self, msr: u32, value: u64) -> bool;
+    /// The register file, for a host that keeps it while the vCPU runs.
+    fn image(&self) -> ApicImage {
+        ApicImage { base: self.base(), ..ApicImage::default() }
+    }
+    /// Takes the register file back. The host's word is taken as it is.
+    fn set_image(&self, image: &ApicImage) {
+        let _ = image;
+    }
+    /// What waits beside the register file: the PIC's INTR (its gate at LINT0 is not looked at), NMI, INIT, SIPI.
+    fn wires(&self) -> Pending {
+        self.sync()
+    }
+    /// INTA to the PIC, if its INTR is high or an ExtINT message came.
+    fn pic_acknowledge(&self) -> Option<u8> {
+        None
+    }
+    /// The host's APIC ended a level-triggered interrupt: the IOAPIC must know.
+    fn end_of_interrupt(&self, vector: u8) {
+        let _ = vector;
+    }
 }

@@ -5,13 +5,39 @@
 
 use anura_accel::verify::{Options, Verify};
 use anura_accel::{Accelerator, Capabilities};
-use anura_accel_kvm::{Kvm, Stepping};
+use anura_accel_kvm::{Choice, Irqchip, Kvm, Stepping};
 use anura_accel_tcg::{Interp, PortableInterp};
-use anura_machine::config::{AccelConfig, MachineConfig};
+use anura_machine::config::{AccelConfig, Board, MachineConfig};
 
-/// All engines of this build, best first.
-pub fn built_in() -> Vec<Box<dyn Accelerator>> {
-    vec![Box::new(Kvm::new(Interp)), Box::new(Interp), Box::new(PortableInterp)]
+/// The names of the engines of this build, best first.
+pub const BUILT_IN: [&str; 3] = ["kvm", "interp", "interp-portable"];
+
+/// Makes an engine of this build as its options say; `None` if there is none of that name.
+pub fn make(accel: &AccelConfig, board: &Board) -> Option<Box<dyn Accelerator>> {
+    Some(match canonical(&accel.name) {
+        "kvm" => Box::new(Kvm::new(Interp).with(kvm_choice(accel, board))),
+        "interp" => Box::new(Interp),
+        "interp-portable" => Box::new(PortableInterp),
+        _ => return None,
+    })
+}
+
+/// What the options of `-accel kvm` and of the machine ask of KVM.
+fn kvm_choice(accel: &AccelConfig, board: &Board) -> Choice {
+    let property = |key: &str| accel.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+    Choice {
+        stepping: match property("stepper") {
+            Some("failures") => Stepping::Failures,
+            Some("off") => Stepping::Off,
+            _ => Stepping::Kernels,
+        },
+        irqchip: match property("kernel-irqchip").or(board.kernel_irqchip.as_deref()) {
+            Some("off") => Irqchip::Off,
+            // PIC, IOAPIC and PIT are ours: what QEMU calls split is all of "on" that there is.
+            Some("on" | "split") => Irqchip::Split,
+            _ => Irqchip::Auto,
+        },
+    }
 }
 
 /// Names that stand for an engine of ours.
@@ -24,12 +50,12 @@ fn canonical(name: &str) -> &str {
 }
 
 /// The pair of engines that `-accel verify=A:B` asks for.
-fn verify(accel: &AccelConfig) -> Result<Box<dyn Accelerator>, String> {
+fn verify(accel: &AccelConfig, board: &Board) -> Result<Box<dyn Accelerator>, String> {
     let property = |key| accel.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
     let (lead, follow) = property("verify").and_then(|v| v.split_once(':')).unwrap_or_default();
     let engine = |name: &str| {
-        let found = built_in().into_iter().find(|e| e.name() == canonical(name));
-        found.ok_or_else(|| format!("-accel verify={lead}:{follow}: {name} is not in this build"))
+        make(&AccelConfig::named(name), board)
+            .ok_or_else(|| format!("-accel verify={lead}:{follow}: {name} is not in this build"))
     };
     let mut options = Options::default();
     if let Some(n) = property("every").and_then(|n| n.parse().ok()) {
@@ -43,37 +69,24 @@ fn verify(accel: &AccelConfig) -> Result<Box<dyn Accelerator>, String> {
 }
 
 /// Picks the engine for `config`; a fall-back or a choice of our own is announced through `say`.
-pub fn choose(
-    config: &MachineConfig,
-    engines: Vec<Box<dyn Accelerator>>,
-    say: &mut dyn FnMut(String),
-) -> Result<Box<dyn Accelerator>, String> {
-    let names: Vec<_> = engines.iter().map(|e| e.name()).collect();
+pub fn choose(config: &MachineConfig, say: &mut dyn FnMut(String)) -> Result<Box<dyn Accelerator>, String> {
     let asked: Vec<AccelConfig> = match config.accel.as_slice() {
-        [] => names.iter().map(|name| AccelConfig::named(*name)).collect(),
+        [] => BUILT_IN.map(AccelConfig::named).to_vec(),
         asked => asked.to_vec(),
     };
-    let mut engines: Vec<Option<Box<dyn Accelerator>>> = engines.into_iter().map(Some).collect();
     let mut refused = Vec::new();
     for accel in &asked {
         if accel.name == "verify" {
-            return verify(accel);
+            return verify(accel, &config.board);
         }
-        let found =
-            engines.iter_mut().find(|e| e.as_ref().is_some_and(|e| e.name() == canonical(&accel.name)));
-        let Some(slot) = found else {
-            refused.push(format!("-accel {}: not in this build, which has {}", accel.name, names.join(", ")));
+        let Some(engine) = make(accel, &config.board) else {
+            refused.push(format!(
+                "-accel {}: not in this build, which has {}",
+                accel.name,
+                BUILT_IN.join(", ")
+            ));
             continue;
         };
-        let Some(mut engine) = slot.take() else { continue };
-        if let Some((_, use_)) = accel.properties.iter().find(|(key, _)| key == "stepper") {
-            let stepping = match use_.as_str() {
-                "failures" => Stepping::Failures,
-                "off" => Stepping::Off,
-                _ => Stepping::Kernels,
-            };
-            engine = Box::new(Kvm::new(Interp).with_stepping(stepping));
-        }
         match engine.probe() {
             Err(why) => refused.push(format!("-accel {}: {why}", accel.name)),
             // Nobody asked for this one, and the next does better.
@@ -114,7 +127,7 @@ mod tests {
             ..Default::default()
         };
         let mut said = Vec::new();
-        let result = choose(&config, built_in(), &mut |line| said.push(line)).map(|e| e.name());
+        let result = choose(&config, &mut |line| said.push(line)).map(|e| e.name());
         (result, said)
     }
 

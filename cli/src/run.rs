@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anura_chardev::terminal;
-use anura_machine::config::MachineConfig;
+use anura_machine::config::{AccelConfig, MachineConfig};
 use anura_machine::{Machine, logging};
 use anura_monitor::Monitor;
 use anura_vmcore::trace;
@@ -103,7 +103,7 @@ fn run(mut config: MachineConfig) -> Result<i32, Box<dyn Error>> {
     config.data_dirs.extend(anura_machine::roms::DATA_DIRS.map(PathBuf::from));
     set_up_logs(&config)?;
     let mut said = Vec::new();
-    let engine = engines::choose(&config, engines::built_in(), &mut |line| said.push(line))?;
+    let engine = engines::choose(&config, &mut |line| said.push(line))?;
     // Before any thread is made: the process that stays is a child of this one.
     let daemon = if config.daemonize { Some(daemon::Daemon::start()?) } else { None };
     if let Some(code) = daemon.as_ref().and_then(daemon::Daemon::parent_result) {
@@ -112,7 +112,13 @@ fn run(mut config: MachineConfig) -> Result<i32, Box<dyn Error>> {
     let pidfile = config.pidfile.clone().map(PidFile::write).transpose()?;
     let (paused, monitors, incoming) =
         (config.start_paused, config.monitors.clone(), config.incoming.clone());
+    let board = config.board.clone();
     let machine = Machine::new(config, engine.as_ref())?;
+    machine.set_engines(Box::new(move |name| {
+        let names = engines::BUILT_IN.join(", ");
+        engines::make(&AccelConfig::named(name), &board)
+            .ok_or_else(|| format!("accel {name}: not in this build, which has {names}"))
+    }));
     machine.set_migrator(Box::new(|machine, uri| {
         anura_migration::save_to(machine, uri).map_err(|e| in_one_line(&e))
     }));

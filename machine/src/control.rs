@@ -142,6 +142,11 @@ pub trait MachineControl: Send + Sync {
     /// Saves the stopped machine to `exec:…` or `file:…`.
     fn migrate(&self, uri: &str) -> Result<(), ControlError>;
 
+    /// The engine that runs the vCPUs.
+    fn engine(&self) -> String;
+    /// Lets another engine run them from here on.
+    fn switch_engine(&self, name: &str) -> Result<(), ControlError>;
+
     /// `-name`.
     fn name(&self) -> Option<String>;
     /// `-uuid`.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 
-use anura_accel::{Budget, InternalError, Vcpu, VcpuExit};
+use anura_accel::{AccelVm, Budget, InternalError, Vcpu, VcpuExit};
 use anura_vmcore::{Clock, CpuSignal, LoadError, Record, Requests, trace_event};
 use parking_lot::{Condvar, Mutex};
 
@@ -41,6 +41,10 @@ pub struct Turns {
     halted: Vec<bool>,
     current: usize,
     left: u64,
+    /// The engine's side of the machine.
+    vm: Arc<dyn AccelVm>,
+    /// What the host keeps for running vCPUs is with the board.
+    stood: bool,
 }
 
 struct Control {
@@ -51,6 +55,12 @@ struct Control {
     quit: bool,
     /// Threads that stand.
     standing: usize,
+    /// Number of threads.
+    runners: usize,
+    /// One thread runs all in turn.
+    in_turn: bool,
+    /// What the threads' names end in.
+    engine: String,
 }
 
 struct Shared {
@@ -59,8 +69,6 @@ struct Shared {
     changed: Condvar,
     stop: AtomicBool,
     signals: Vec<Arc<CpuSignal>>,
-    /// Number of threads.
-    runners: usize,
     clock: Clock,
     /// Idle counted time passes as fast as real time.
     sleep: bool,
@@ -72,7 +80,19 @@ struct Shared {
 pub struct Cpus {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    runners: Vec<Runner>,
+    runners: Mutex<Vec<Runner>>,
+}
+
+/// What takes the place of an engine's vCPUs.
+pub struct Replacement {
+    /// The new engine's side of the machine.
+    pub vm: Arc<dyn AccelVm>,
+    /// Its vCPUs, with the state of the old ones.
+    pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// One thread runs all in turn.
+    pub in_turn: bool,
+    /// What the threads' names end in.
+    pub engine: String,
 }
 
 /// A thread that runs vCPUs.
@@ -86,6 +106,8 @@ struct Runner {
 pub struct CpusConfig {
     /// The vCPUs, in order.
     pub vcpus: Vec<Box<dyn Vcpu>>,
+    /// The engine's side of the machine.
+    pub vm: Arc<dyn AccelVm>,
     /// Their signals.
     pub signals: Vec<Arc<CpuSignal>>,
     /// Guest time.
@@ -106,40 +128,32 @@ impl Cpus {
     /// Starts the threads; the vCPUs stand until [`Cpus::set_running`].
     pub fn new(config: CpusConfig) -> std::io::Result<Self> {
         let count = config.vcpus.len();
-        let runners = if config.in_turn { 1 } else { count };
         let vcpus = config.vcpus.into_iter().map(Some).collect();
+        let turns =
+            Turns { vcpus, halted: vec![false; count], current: 0, left: 0, vm: config.vm, stood: true };
+        let control = Control {
+            running: false,
+            pauses: 0,
+            held: false,
+            quit: false,
+            standing: 0,
+            runners: if config.in_turn { 1 } else { count },
+            in_turn: config.in_turn,
+            engine: config.engine,
+        };
         let shared = Arc::new(Shared {
-            turns: Mutex::new(Turns { vcpus, halted: vec![false; count], current: 0, left: 0 }),
-            control: Mutex::new(Control { running: false, pauses: 0, held: false, quit: false, standing: 0 }),
+            turns: Mutex::new(turns),
+            control: Mutex::new(control),
             changed: Condvar::new(),
             stop: AtomicBool::new(true),
             signals: config.signals,
-            runners,
             clock: config.clock,
             sleep: config.sleep,
             requests: config.requests,
             on_event: config.on_event,
         });
-        let mut cpus = Self { shared, threads: Mutex::default(), runners: Vec::new() };
-        for n in 0..runners {
-            let (ids, id) = std::sync::mpsc::channel();
-            let runner = cpus.shared.clone();
-            let name = format!("CPU {n}/{}", config.engine);
-            let thread = std::thread::Builder::new().name(name).spawn(move || {
-                let _ = ids.send(rustix::thread::gettid().as_raw_nonzero().get());
-                match runner.runners {
-                    1 if config.in_turn => runner.run(|| runner.run_in_turn()),
-                    _ => runner.run(|| runner.run_one(n)),
-                }
-            })?;
-            cpus.runners.push(Runner { thread: thread.thread().clone(), id: id.recv().unwrap_or(0) as u64 });
-            cpus.threads.lock().push(thread);
-        }
-        for (n, signal) in cpus.shared.signals.iter().enumerate() {
-            let Some(runner) = cpus.runners.get(if config.in_turn { 0 } else { n }) else { continue };
-            let thread = runner.thread.clone();
-            signal.set_hook(move || thread.unpark());
-        }
+        let cpus = Self { shared, threads: Mutex::default(), runners: Mutex::default() };
+        cpus.start_threads()?;
         if cpus.shared.clock.is_counted() {
             let signals = cpus.shared.signals.clone();
             // A nearer deadline shortens the budget of whoever runs.
@@ -148,26 +162,81 @@ impl Cpus {
         Ok(cpus)
     }
 
+    /// Starts the threads that are missing, and lets each vCPU's signal wake the one that runs it.
+    fn start_threads(&self) -> std::io::Result<()> {
+        let (wanted, in_turn) = {
+            let control = self.shared.control.lock();
+            (control.runners, control.in_turn)
+        };
+        let mut runners = self.runners.lock();
+        runners.truncate(wanted);
+        for n in runners.len()..wanted {
+            let (ids, id) = std::sync::mpsc::channel();
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().spawn(move || {
+                let _ = ids.send(rustix::thread::gettid().as_raw_nonzero().get());
+                shared.run(n);
+            })?;
+            runners.push(Runner { thread: thread.thread().clone(), id: id.recv().unwrap_or(0) as u64 });
+            self.threads.lock().push(thread);
+        }
+        for (n, signal) in self.shared.signals.iter().enumerate() {
+            let Some(runner) = runners.get(if in_turn { 0 } else { n }) else { continue };
+            let thread = runner.thread.clone();
+            signal.set_hook(move || thread.unpark());
+        }
+        Ok(())
+    }
+
+    /// Puts other vCPUs, of another engine, in the place of those that stand. `make` gets them and makes the new ones;
+    /// if it cannot, everything stays as it was.
+    pub fn replace<E: From<std::io::Error>>(
+        &self,
+        make: impl FnOnce(&mut Turns) -> Result<Replacement, E>,
+    ) -> Result<(), E> {
+        self.pause(|turns| {
+            let new = make(turns)?;
+            turns.vcpus = new.vcpus.into_iter().map(Some).collect();
+            turns.vm = new.vm;
+            turns.restart();
+            {
+                let mut control = self.shared.control.lock();
+                control.in_turn = new.in_turn;
+                control.engine = new.engine;
+                control.runners = if new.in_turn { 1 } else { turns.vcpus.len() };
+            }
+            // Threads that are not needed any more end by themselves.
+            self.shared.changed.notify_all();
+            Ok(self.start_threads()?)
+        })
+    }
+
     /// The host's number of the thread that runs vCPU `n`.
     pub fn thread_id(&self, n: usize) -> u64 {
-        self.runners.get(n).or(self.runners.first()).map_or(0, |r| r.id)
+        let runners = self.runners.lock();
+        runners.get(n).or(runners.first()).map_or(0, |r| r.id)
     }
 
     fn update(&self, change: impl FnOnce(&mut Control)) {
         let mut control = self.shared.control.lock();
+        let stood = control.stop();
         change(&mut control);
         let stop = control.stop();
+        if stood && !stop {
+            self.shared.turns.lock().go();
+        }
         self.shared.stop.store(stop, Ordering::SeqCst);
         if stop {
             self.shared.signals.iter().for_each(|s| s.raise(CpuSignal::KICK));
         }
         self.shared.changed.notify_all();
-        self.runners.iter().for_each(|r| r.thread.unpark());
+        drop(control);
+        self.runners.lock().iter().for_each(|r| r.thread.unpark());
     }
 
     fn wait_standing(&self) {
         let mut control = self.shared.control.lock();
-        while control.stop() && control.standing < self.shared.runners {
+        while control.stop() && control.standing < control.runners {
             self.shared.changed.wait(&mut control);
         }
     }
@@ -177,6 +246,7 @@ impl Cpus {
         self.update(|control| control.running = running);
         if !running {
             self.wait_standing();
+            self.shared.turns.lock().stand();
         }
     }
 
@@ -189,7 +259,11 @@ impl Cpus {
     pub fn pause<R>(&self, work: impl FnOnce(&mut Turns) -> R) -> R {
         self.update(|control| control.pauses += 1);
         self.wait_standing();
-        let result = work(&mut self.shared.turns.lock());
+        let result = {
+            let mut turns = self.shared.turns.lock();
+            turns.stand();
+            work(&mut turns)
+        };
         self.update(|control| control.pauses -= 1);
         result
     }
@@ -221,24 +295,34 @@ enum Outcome {
 }
 
 impl Shared {
-    /// Alternates between standing and `work`, which ends when the vCPUs must stand or the machine must act.
-    fn run(&self, work: impl Fn() -> Option<CpuEvent>) {
+    /// Thread `n`: alternates between standing and running vCPUs, until they must stand or the machine must act.
+    fn run(&self, n: usize) {
+        let mut named = String::new();
         loop {
-            {
+            let in_turn = {
                 let mut control = self.control.lock();
                 if control.stop() {
                     control.standing += 1;
                     self.changed.notify_all();
-                    while control.stop() && !control.quit {
+                    while control.stop() && !control.quit && n < control.runners {
                         self.changed.wait(&mut control);
                     }
-                    if control.quit {
+                    control.standing -= 1;
+                    if control.quit || n >= control.runners {
                         return;
                     }
-                    control.standing -= 1;
                 }
-            }
-            if let Some(event) = work() {
+                if named != control.engine {
+                    named.clone_from(&control.engine);
+                    if let Ok(name) = std::ffi::CString::new(format!("CPU {n}/{named}")) {
+                        // A name is for the user's eyes only.
+                        let _ = rustix::thread::set_name(&name);
+                    }
+                }
+                control.in_turn
+            };
+            let event = if in_turn { self.run_in_turn() } else { self.run_one(n) };
+            if let Some(event) = event {
                 {
                     let mut control = self.control.lock();
                     control.held = true;
@@ -374,6 +458,31 @@ impl Turns {
     fn pass_on(&mut self) {
         self.left = 0;
         self.current = (self.current + 1) % self.vcpus.len();
+    }
+
+    fn with_all(&mut self, work: impl FnOnce(&dyn AccelVm, &mut [&mut dyn Vcpu])) {
+        let vm = self.vm.clone();
+        let mut all: Vec<&mut dyn Vcpu> = self.vcpus().map(|vcpu| &mut **vcpu as &mut dyn Vcpu).collect();
+        work(&*vm, &mut all);
+    }
+
+    /// The board gets what the host kept for running vCPUs.
+    fn stand(&mut self) {
+        if !std::mem::replace(&mut self.stood, true) {
+            self.with_all(|vm, all| vm.stand(all));
+        }
+    }
+
+    /// The host gets it again.
+    fn go(&mut self) {
+        if std::mem::take(&mut self.stood) {
+            self.with_all(|vm, all| vm.go(all));
+        }
+    }
+
+    /// The engine's side of the machine.
+    pub fn vm(&self) -> &Arc<dyn AccelVm> {
+        &self.vm
     }
 
     /// The vCPUs, in order.

@@ -60,3 +60,9 @@ pub enum MachineError {
         source: io::Error,
     },
 }
+
+impl From<io::Error> for MachineError {
+    fn from(source: io::Error) -> Self {
+        Self::Host { what: "vCPU thread", source }
+    }
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anura_accel::{AccelVm, Accelerator, Vcpu, VmConfig};
+use anura_accel::{Accelerator, Capabilities, CpuPlatform, Vcpu, VmConfig};
 use anura_chardev::{Chardev, MuxCommand, OpenOptions};
 use anura_vmcore::{Clock, MachineRequest, ResetKind, trace_event};
 use anura_x86::{CpuModel, FeatureSet, Topology};
@@ -19,7 +19,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::config::{MachineConfig, PanicAction, RebootAction, RtcBase, ShutdownAction};
 use crate::control::{ControlError, RunState};
-use crate::cpus::{CpuEvent, Cpus, CpusConfig};
+use crate::cpus::{CpuEvent, Cpus, CpusConfig, Replacement};
 use crate::error::MachineError;
 use crate::firmware::Tables;
 use crate::linux::{self, BootImage, BootRequest};
@@ -29,6 +29,9 @@ use crate::roms::{self, Roms};
 
 /// What saves a stopped machine; `cli` gives it, so that the machine knows no format.
 pub type Migrator = dyn Fn(&Machine, &str) -> Result<(), String> + Send + Sync;
+
+/// Finds an engine by its name; `cli` gives it, so that the machine knows none.
+pub type Engines = dyn Fn(&str) -> Result<Box<dyn Accelerator>, String> + Send + Sync;
 
 /// A whole machine. Clones are the same machine.
 #[derive(Clone)]
@@ -42,12 +45,17 @@ pub(crate) struct Inner {
     pub(crate) pc: Pc,
     pub(crate) cpus: Cpus,
     pub(crate) platform: Arc<Platform>,
-    pub(crate) vm: Arc<dyn AccelVm>,
+    /// Rate of the time stamp counter.
+    pub(crate) tsc_khz: u64,
+    pub(crate) model: CpuModel,
     pub(crate) state: Mutex<RunState>,
     pub(crate) chardevs: Vec<Chardev>,
     boot: Option<BootImage>,
     loop_: Arc<Loop>,
     pub(crate) migrator: OnceLock<Box<Migrator>>,
+    /// The engine that runs the vCPUs.
+    pub(crate) engine: Mutex<&'static str>,
+    pub(crate) engines: OnceLock<Box<Engines>>,
 }
 
 /// What other threads reach of the main loop.
@@ -151,6 +159,18 @@ fn choose_start(config: &MachineConfig, long_mode: bool) -> Result<(Start, Roms)
     Ok((Start::Firmware, roms))
 }
 
+/// Whether an engine can give this rate of the time stamp counter.
+fn check_tsc(capabilities: &Capabilities, khz: u64) -> Result<(), String> {
+    match capabilities.tsc_khz {
+        // Measured rates differ a little each time; KVM itself takes 250 in a million for equal.
+        Some(own) if !capabilities.tsc_scales && own.abs_diff(khz) > own / 4000 => Err(format!(
+            "its time stamp counter runs at {own} kHz, this machine's at {khz}; start the machine with \
+             -cpu MODEL,tsc-frequency={own}000"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Bytes at the top of low RAM that hold tables for a direct boot.
 const TABLES: u64 = 0x2_0000;
 
@@ -191,6 +211,15 @@ impl Machine {
                 capabilities.max_vcpus
             )));
         }
+        let tsc_khz = match parsed.tsc_frequency {
+            Some(hz) => {
+                let khz = (hz / 1000).max(1);
+                check_tsc(&capabilities, khz)
+                    .map_err(|why| MachineError::Config(format!("-accel {}: {why}", accel.name())))?;
+                khz
+            }
+            None => capabilities.tsc_khz.unwrap_or(TSC_KHZ),
+        };
         let loop_ = Loop::new()?;
         let on_exit = loop_.clone();
         let options = OpenOptions {
@@ -213,19 +242,19 @@ impl Machine {
             model: &parsed.model,
             topology,
             clock: clock.clone(),
-            tsc_khz: capabilities.tsc_khz.unwrap_or(TSC_KHZ),
+            tsc_khz,
             rtc_base: rtc_base(config.rtc.base),
             roms: &roms,
             chardev: &|id| chardevs.iter().find(|c| c.id() == id).cloned(),
         })?;
 
         trace_event!(init_phase, "vcpus");
-        let platform = Platform::new(&pc.apics, pc.math_error.clone());
+        let platform = Platform::new(&pc.apics, pc.fabric.clone(), pc.math_error.clone());
         let vm_config = VmConfig {
             platform: platform.clone(),
             model: parsed.model.clone(),
             topology,
-            tsc_khz: capabilities.tsc_khz.unwrap_or(TSC_KHZ),
+            tsc_khz,
             counted: clock.is_counted(),
         };
         let vm = accel.create_vm(&pc.spaces(), &vm_config)?;
@@ -235,6 +264,7 @@ impl Machine {
         let events = loop_.clone();
         let cpus = Cpus::new(CpusConfig {
             vcpus,
+            vm,
             signals: pc.signals.clone(),
             clock: clock.clone(),
             sleep: config.icount.is_none_or(|icount| icount.sleep),
@@ -285,12 +315,15 @@ impl Machine {
                 pc,
                 cpus,
                 platform,
-                vm,
+                tsc_khz: vm_config.tsc_khz,
+                model: vm_config.model,
                 state: Mutex::new(state),
                 chardevs,
                 boot,
                 loop_,
                 migrator: OnceLock::new(),
+                engine: Mutex::new(accel.name()),
+                engines: OnceLock::new(),
             }),
         };
         for chardev in &machine.inner.chardevs {
@@ -325,6 +358,50 @@ impl Machine {
         let _ = self.inner.migrator.set(migrator);
     }
 
+    /// Says how engines are found by name; once.
+    pub fn set_engines(&self, engines: Box<Engines>) {
+        let _ = self.inner.engines.set(engines);
+    }
+
+    /// Lets another engine run the vCPUs from here on; the guest does not notice. If it cannot, the old one goes on.
+    pub fn switch_engine(&self, accel: &dyn Accelerator) -> Result<(), MachineError> {
+        let inner = &self.inner;
+        let name = accel.name();
+        let refuse = |why: String| MachineError::Config(format!("accel {name}: {why}"));
+        let capabilities = accel.probe().map_err(|e| refuse(e.to_string()))?;
+        let counted = inner.pc.clock.is_counted();
+        let count = inner.config.smp.cpus;
+        if counted && !capabilities.exact_budgets {
+            return Err(refuse("it has no counted time (-icount)".into()));
+        }
+        if count > capabilities.max_vcpus {
+            return Err(refuse(format!("it runs 1 to {} vCPUs", capabilities.max_vcpus)));
+        }
+        check_tsc(&capabilities, inner.tsc_khz).map_err(refuse)?;
+        let config = VmConfig {
+            platform: inner.platform.clone(),
+            model: inner.model.clone(),
+            topology: inner.topology,
+            tsc_khz: inner.tsc_khz,
+            counted,
+        };
+        inner.cpus.replace(|turns| {
+            turns.vm().sync_dirty();
+            let states: Vec<_> = turns.vcpus().map(|vcpu| vcpu.state()).collect();
+            let vm = accel.create_vm(&inner.pc.spaces(), &config)?;
+            let mut vcpus = Vec::new();
+            for (id, state) in states.iter().enumerate() {
+                let mut vcpu = vm.create_vcpu(id as u32, inner.pc.signals[id].clone())?;
+                vcpu.set_state(state).map_err(|e| refuse(e.to_string()))?;
+                vcpus.push(vcpu);
+            }
+            let in_turn = capabilities.in_turn || counted;
+            Ok::<_, MachineError>(Replacement { vm, vcpus, in_turn, engine: name.to_uppercase() })
+        })?;
+        *inner.engine.lock() = name;
+        Ok(())
+    }
+
     /// Resets every device and vCPU and puts the boot image in place again.
     fn reset_all(&self, kind: ResetKind) -> Result<(), MachineError> {
         let inner = &self.inner;
@@ -336,6 +413,7 @@ impl Machine {
             // Requests of the time before the reset are void.
             while inner.pc.requests.take().is_some() {}
             inner.platform.set_a20(true);
+            (0..turns.len()).for_each(|cpu| inner.platform.keep_msrs(cpu as u32, Vec::new()));
             turns.restart();
             for vcpu in turns.vcpus() {
                 vcpu.reset(kind);

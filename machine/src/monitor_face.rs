@@ -120,6 +120,17 @@ impl MachineControl for Machine {
         Ok(())
     }
 
+    fn engine(&self) -> String {
+        (*self.inner.engine.lock()).to_owned()
+    }
+
+    fn switch_engine(&self, name: &str) -> Result<(), ControlError> {
+        let find =
+            self.inner.engines.get().ok_or_else(|| ControlError("this machine keeps its engine".into()))?;
+        let engine = find(name).map_err(ControlError)?;
+        Machine::switch_engine(self, &*engine).map_err(|e| ControlError(e.to_string()))
+    }
+
     fn name(&self) -> Option<String> {
         self.inner.config.name.guest.clone()
     }
@@ -183,7 +194,8 @@ impl MachineControl for Machine {
 
     fn lapic_text(&self, cpu: u32) -> Result<String, ControlError> {
         self.check_cpu(cpu)?;
-        Ok(self.inner.pc.apics[cpu as usize].describe())
+        // While the vCPUs run, the host may keep the registers.
+        Ok(self.inner.cpus.pause(|_| self.inner.pc.apics[cpu as usize].describe()))
     }
 
     fn ioapic_text(&self) -> String {
@@ -203,7 +215,7 @@ impl MachineControl for Machine {
                     text.push_str(&format!("  {cause}: {count}\n"));
                 }
             }
-            text.push_str(&self.inner.vm.info());
+            text.push_str(&turns.vm().info());
             text
         })
     }

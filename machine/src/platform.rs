@@ -4,23 +4,35 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anura_accel::{CpuPlatform, LocalApic, Pending};
+use anura_devices::irq::fabric::FabricHandle;
 use anura_devices::irq::lapic;
 use anura_devices::misc::math_error::MathError;
-use anura_vmcore::DeviceCell;
+use anura_vmcore::{DeviceCell, HostApics};
+use anura_x86::apic::ApicImage;
+use parking_lot::Mutex;
 
 /// The board's side of all vCPUs.
 pub(crate) struct Platform {
     apics: Vec<BoardApic>,
+    fabric: FabricHandle,
     math_error: DeviceCell<MathError>,
     a20: AtomicBool,
+    /// MSRs of each vCPU that an engine left here.
+    kept: Vec<Mutex<Vec<(u32, u64)>>>,
 }
 
 impl Platform {
-    pub(crate) fn new(apics: &[Arc<lapic::LocalApic>], math_error: DeviceCell<MathError>) -> Arc<Self> {
+    pub(crate) fn new(
+        apics: &[Arc<lapic::LocalApic>],
+        fabric: FabricHandle,
+        math_error: DeviceCell<MathError>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             apics: apics.iter().cloned().map(BoardApic).collect(),
+            fabric,
             math_error,
             a20: AtomicBool::new(true),
+            kept: apics.iter().map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -35,17 +47,32 @@ impl CpuPlatform for Platform {
         &self.apics[cpu as usize]
     }
 
-    // All MSRs that exist are the core's own or the APIC's.
-    fn rdmsr(&self, _cpu: u32, _msr: u32) -> Option<u64> {
-        None
+    // All MSRs that exist are the core's own or the APIC's, or were of an engine that is gone: a guest that uses them
+    // must not fault because another one runs it.
+    fn rdmsr(&self, cpu: u32, msr: u32) -> Option<u64> {
+        self.kept[cpu as usize].lock().iter().find(|(n, _)| *n == msr).map(|(_, value)| *value)
     }
 
-    fn wrmsr(&self, _cpu: u32, _msr: u32, _value: u64) -> bool {
-        false
+    fn wrmsr(&self, cpu: u32, msr: u32, value: u64) -> bool {
+        let mut kept = self.kept[cpu as usize].lock();
+        let slot = kept.iter_mut().find(|(n, _)| *n == msr);
+        slot.map(|(_, old)| *old = value).is_some()
+    }
+
+    fn kept_msrs(&self, cpu: u32) -> Vec<(u32, u64)> {
+        self.kept[cpu as usize].lock().clone()
+    }
+
+    fn keep_msrs(&self, cpu: u32, list: Vec<(u32, u64)>) {
+        *self.kept[cpu as usize].lock() = list;
     }
 
     fn ferr(&self, level: bool) -> bool {
         self.math_error.lock().ferr(level)
+    }
+
+    fn hand_over(&self, to: Option<Arc<dyn HostApics>>, work: &mut dyn FnMut()) {
+        self.fabric.hand_over(to, work);
     }
 
     fn a20(&self) -> bool {
@@ -96,5 +123,21 @@ impl LocalApic for BoardApic {
     }
     fn msr_write(&self, msr: u32, value: u64) -> bool {
         self.0.msr_write(msr, value)
+    }
+    fn image(&self) -> ApicImage {
+        self.0.image()
+    }
+    fn set_image(&self, image: &ApicImage) {
+        self.0.set_image(image);
+    }
+    fn wires(&self) -> Pending {
+        let p = self.0.wires();
+        Pending { interrupt: p.interrupt, nmi: p.nmi, init: p.init, sipi: p.sipi }
+    }
+    fn pic_acknowledge(&self) -> Option<u8> {
+        self.0.pic_acknowledge()
+    }
+    fn end_of_interrupt(&self, vector: u8) {
+        self.0.host_end_of_interrupt(vector);
     }
 }

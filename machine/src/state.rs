@@ -18,8 +18,8 @@ use crate::machine::Machine;
 /// Everything of a machine but its RAM, keyed by path, in a fixed order.
 pub type States = Vec<(String, Record)>;
 
-/// Parts that are neither a vCPU nor a device: clock, turns and the A20 gate.
-const PARTS: usize = 3;
+/// Parts that are neither a vCPU nor a device: clock, turns, the A20 gate, the rate of the time stamp counter.
+const PARTS: usize = 4;
 
 fn save_cpu(state: &CpuState) -> Record {
     let mut record = Record::new(1);
@@ -66,8 +66,17 @@ impl Machine {
             let mut states =
                 vec![("clock".to_owned(), inner.pc.clock.save()), ("turns".to_owned(), turns.save())];
             states.push(("a20".to_owned(), Record::new(1).with(1, inner.platform.a20())));
+            states.push(("tsc".to_owned(), Record::new(1).with(1, inner.tsc_khz)));
             for (n, vcpu) in turns.vcpus().enumerate() {
                 states.push((format!("cpu{n}"), save_cpu(&vcpu.state())));
+            }
+            // Only where there are any: a software engine has none.
+            for cpu in 0..turns.len() {
+                let (numbers, values): (Vec<u64>, Vec<u64>) =
+                    inner.platform.kept_msrs(cpu as u32).into_iter().map(|(n, v)| (u64::from(n), v)).unzip();
+                if !numbers.is_empty() {
+                    states.push((format!("cpu{cpu}/msrs"), Record::new(1).with(1, numbers).with(2, values)));
+                }
             }
             for (path, device) in inner.pc.devices() {
                 states.push((path.clone(), device.save()));
@@ -88,12 +97,26 @@ impl Machine {
             found
                 .ok_or_else(|| failed(path)(LoadError::Mismatch("the saved machine has no such part".into())))
         };
-        let expected = PARTS + inner.config.smp.cpus as usize + inner.pc.devices().len();
-        if states.len() != expected {
+        // Its rate is not in states of before 2026-11.
+        let parts = PARTS - usize::from(find("tsc").is_err());
+        let expected = parts + inner.config.smp.cpus as usize + inner.pc.devices().len();
+        let optional = states.iter().filter(|(path, _)| path.ends_with("/msrs")).count();
+        if states.len() - optional != expected {
             return Err(failed("machine")(LoadError::Mismatch(format!(
                 "the saved machine has {} parts, this one {expected}: start it with the same options",
                 states.len()
             ))));
+        }
+        if let Ok(record) = find("tsc") {
+            let saved: u64 = record.read(1).and_then(|mut r| r.get(1)).map_err(failed("tsc"))?;
+            // KVM itself takes 250 in a million for equal.
+            if saved.abs_diff(inner.tsc_khz) > saved / 4000 {
+                return Err(failed("tsc")(LoadError::Mismatch(format!(
+                    "the saved machine's time stamp counter runs at {saved} kHz, this one's at {}: start it with \
+                     -cpu MODEL,tsc-frequency={saved}000",
+                    inner.tsc_khz
+                ))));
+            }
         }
         inner.cpus.pause(|turns| {
             inner.pc.clock.load(find("clock")?).map_err(failed("clock"))?;
@@ -106,6 +129,15 @@ impl Machine {
                 let path = format!("cpu{n}");
                 let state = load_cpu(find(&path)?).map_err(failed(&path))?;
                 vcpu.set_state(&state).map_err(|e| failed(&path)(LoadError::Mismatch(e.to_string())))?;
+            }
+            for cpu in 0..turns.len() {
+                let path = format!("cpu{cpu}/msrs");
+                let Ok(record) = find(&path) else { continue };
+                let mut r = record.read(1).map_err(failed(&path))?;
+                let numbers = r.get::<Vec<u64>>(1).map_err(failed(&path))?;
+                let values = r.get::<Vec<u64>>(2).map_err(failed(&path))?;
+                let list = numbers.iter().map(|n| *n as u32).zip(values).collect();
+                inner.platform.keep_msrs(cpu as u32, list);
             }
             turns.load(find("turns")?).map_err(failed("turns"))
         })
@@ -127,8 +159,8 @@ impl Machine {
             hasher.update(path.as_bytes());
             hasher.update(&record.encode());
         }
-        self.inner.cpus.pause(|_| {
-            self.inner.vm.sync_dirty();
+        self.inner.cpus.pause(|turns| {
+            turns.vm().sync_dirty();
             let mut page = vec![0; 1 << 16];
             for block in &self.inner.pc.blocks {
                 ram.update(block.name().as_bytes());

@@ -33,6 +33,7 @@ const fn row(
 /// All commands, by name.
 #[rustfmt::skip]
 const TABLE: &[Command] = &[
+    row("accel", None, "[name]", "show the engine that runs the CPUs, or let another one run them from here on", accel),
     row("cont", Some("c"), "", "resume emulation", cont),
     row("cpu", None, "index", "set the default CPU", cpu),
     row("gpa2hpa", None, "addr", "print the host physical address corresponding to a guest physical address", gpa2hpa),
@@ -197,6 +198,13 @@ fn migrate(s: &mut Session, args: &mut Args<'_>) -> Output {
         return Err("uri expected".into());
     }
     silent(s.machine.migrate(uri))
+}
+
+fn accel(s: &mut Session, args: &mut Args<'_>) -> Output {
+    match args.word() {
+        None => Ok(format!("{}\n", s.machine.engine())),
+        Some(name) => silent(s.machine.switch_engine(name)),
+    }
 }
 
 fn cpu(s: &mut Session, args: &mut Args<'_>) -> Output {

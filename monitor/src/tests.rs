@@ -69,6 +69,13 @@ impl Fake {
 }
 
 impl MachineControl for Fake {
+    fn engine(&self) -> String {
+        "fake".into()
+    }
+    fn switch_engine(&self, name: &str) -> Result<(), ControlError> {
+        Err(ControlError(format!("no {name}")))
+    }
+
     fn run_state(&self) -> RunState {
         *self.run.lock()
     }

@@ -8,8 +8,11 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use anura_tests::guests::{self, DISSENT, Engine, Guest, NOT_ON_EMULATED_KVM};
+use anura_tests::guests::{self, DISSENT, Engine, Guest, NOT_ON_EMULATED_KVM, NOT_SPLIT_ON_EMULATED_KVM};
 use anura_tests::{anura, need, tool};
+
+/// KVM with the kernel's local APICs, which is the default only where guest kernels run in hardware.
+const SPLIT: &str = "kvm,kernel-irqchip=split";
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/expected.txt")
@@ -27,8 +30,8 @@ fn engines(program: &Path) -> Vec<(Engine, PathBuf)> {
     let help = std::process::Command::new(program).args(["-accel", "help"]).output().unwrap();
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let mut found = Vec::new();
-    for name in ["interp", "interp-portable", "jit", "kvm"] {
-        let listed = help.lines().any(|line| line.trim() == name);
+    for name in ["interp", "interp-portable", "jit", "kvm", SPLIT] {
+        let listed = help.lines().any(|line| name.split(',').next() == Some(line.trim()));
         if listed && there(&Engine::Ours(name), program) {
             found.push((Engine::Ours(name), program.to_owned()));
         } else {
@@ -57,8 +60,10 @@ fn there(engine: &Engine, program: &Path) -> bool {
 fn beyond(engine: &Engine, guest: &Guest) -> Option<&'static str> {
     static EMULATED: LazyLock<bool> =
         LazyLock::new(|| anura_accel_kvm::Kvm::default().kind().is_ok_and(|k| k.ring0_emulated));
-    let listed = NOT_ON_EMULATED_KVM.iter().find(|(name, _)| *name == guest.name);
-    listed.filter(|_| *engine == Engine::Ours("kvm") && *EMULATED).map(|(_, why)| *why)
+    let split = NOT_SPLIT_ON_EMULATED_KVM.iter().filter(|_| *engine == Engine::Ours(SPLIT));
+    let listed = NOT_ON_EMULATED_KVM.iter().chain(split).find(|(name, _)| *name == guest.name);
+    let kvm = matches!(engine, Engine::Ours("kvm" | SPLIT));
+    listed.filter(|_| kvm && *EMULATED).map(|(_, why)| *why)
 }
 
 fn check(guests: &[Guest]) {

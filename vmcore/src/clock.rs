@@ -34,6 +34,8 @@ struct Inner {
     bias: AtomicU64,
     /// Real: the clock stands at `frozen`.
     paused: AtomicBool,
+    /// Real: how often time was made to go on.
+    resumed: AtomicU64,
     frozen: AtomicU64,
     /// Counted: instructions executed by all vCPUs.
     instructions: AtomicU64,
@@ -67,6 +69,7 @@ impl Clock {
                 origin: Instant::now(),
                 bias: AtomicU64::new(0),
                 paused: AtomicBool::new(false),
+                resumed: AtomicU64::new(0),
                 frozen: AtomicU64::new(0),
                 instructions: AtomicU64::new(0),
                 earliest: AtomicU64::new(u64::MAX),
@@ -134,9 +137,15 @@ impl Clock {
         if inner.driver == Driver::Real && inner.paused.load(Ordering::Acquire) {
             let bias = inner.frozen.load(Ordering::Acquire).wrapping_sub(self.host_ns());
             inner.bias.store(bias, Ordering::Release);
+            inner.resumed.fetch_add(1, Ordering::AcqRel);
             inner.paused.store(false, Ordering::Release);
             self.wake_earlier();
         }
+    }
+
+    /// How often real time was made to go on: a counter of the host's that ran meanwhile is ahead if this changed.
+    pub fn resumptions(&self) -> u64 {
+        self.inner.resumed.load(Ordering::Acquire)
     }
 
     /// Whether real time stands.

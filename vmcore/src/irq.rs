@@ -112,6 +112,13 @@ pub trait MsiSink: Send + Sync {
     fn send_msi(&self, address: u64, data: u32);
 }
 
+/// Local APICs that are not ours but the host kernel's: where messages go while they are.
+pub trait HostApics: MsiSink {
+    /// What each IOAPIC pin would send, as address and data: the kernel tells the end of those interrupts that are
+    /// level triggered, and of no others.
+    fn route_pins(&self, pins: &[(u64, u32)]);
+}
+
 /// A message-signalled interrupt that a device holds: where it goes can be changed, and it can be masked.
 #[derive(Clone)]
 pub struct MsiRoute {

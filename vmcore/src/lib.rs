@@ -20,7 +20,7 @@ pub mod trace;
 pub use cell::{DeviceCell, DeviceGuard, WeakCell};
 pub use clock::{Clock, Timer, TimerState};
 pub use device::{Device, DeviceHandle, ResetKind};
-pub use irq::{IrqLine, IrqSink, LineLevels, MsiRoute, MsiSink};
+pub use irq::{HostApics, IrqLine, IrqSink, LineLevels, MsiRoute, MsiSink};
 pub use log::{GuestErrorSite, set_guest_error_hook};
 pub use record::{Bytes, Field, LoadError, Reader, Record, Value};
 pub use request::{MachineRequest, Requests};

@@ -105,6 +105,17 @@ impl ApicPage {
     }
 }
 
+/// All of a local APIC: the page, and what is beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ApicImage {
+    /// The registers. In x2APIC mode the id register holds all 32 bits of the id.
+    pub page: ApicPage,
+    /// IA32_APIC_BASE.
+    pub base: u64,
+    /// IA32_TSC_DEADLINE.
+    pub tsc_deadline: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

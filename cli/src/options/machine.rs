@@ -172,9 +172,14 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
         return Err("verify needs two engines, as in verify=jit:interp".into());
     }
     let mut properties = Vec::new();
-    for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kernel-irqchip", "kvm-shadow-mem"] {
+    for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kvm-shadow-mem"] {
         if let Some(v) = kv.text(key) {
             properties.push((key.to_owned(), v));
+        }
+    }
+    for key in ["kernel-irqchip", "kernel_irqchip"] {
+        if let Some(v) = kv.word(key, &[("on", "on"), ("off", "off"), ("split", "split")])? {
+            properties.push(("kernel-irqchip".to_owned(), v.to_owned()));
         }
     }
     if let Some(v) =

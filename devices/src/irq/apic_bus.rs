@@ -8,10 +8,12 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use anura_vmcore::{CpuSignal, MsiSink, trace_event};
+use anura_vmcore::{CpuSignal, HostApics, MsiSink, trace_event};
+use parking_lot::RwLock;
 
 /// How a message is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum DeliveryMode {
     /// The vector, at all targets.
     Fixed,
@@ -71,6 +73,18 @@ pub struct Message {
     pub trigger: Trigger,
     /// Level field: `false` only in INIT level de-assert.
     pub assert: bool,
+}
+
+impl Message {
+    /// The message as a write to the APIC window; ids beyond eight bits go into bits 63:40.
+    pub fn to_msi(&self) -> (u64, u32) {
+        let (low, high) = (u64::from(self.destination & 0xff), u64::from(self.destination & 0xffff_ff00));
+        let address = 0xfee0_0000 | low << 12 | high << 32 | u64::from(self.logical) << 2;
+        let level = (self.trigger == Trigger::Level) as u32;
+        let data =
+            u32::from(self.vector) | (self.delivery as u32) << 8 | level << 15 | u32::from(self.assert) << 14;
+        (address, data)
+    }
 }
 
 /// What other agents may touch of a local APIC: posted interrupts, and what decides destinations.
@@ -296,6 +310,8 @@ pub enum Shorthand {
 #[derive(Default)]
 pub struct ApicBus {
     mailboxes: OnceLock<Vec<Arc<Mailbox>>>,
+    /// Where messages go while the host keeps the APICs.
+    host: RwLock<Option<Arc<dyn HostApics>>>,
 }
 
 impl ApicBus {
@@ -318,8 +334,31 @@ impl ApicBus {
         self.all().get(cpu as usize)
     }
 
+    /// Does `work` with no message on its way; afterwards messages go to `to`, or to the mailboxes.
+    pub fn hand_over(&self, to: Option<Arc<dyn HostApics>>, work: &mut dyn FnMut()) {
+        let mut host = self.host.write();
+        work();
+        *host = to;
+    }
+
+    /// Tells the host what the IOAPIC's pins send, if it keeps the APICs.
+    pub(super) fn route_pins(&self, pins: impl Iterator<Item = Message>) {
+        if let Some(host) = &*self.host.read() {
+            host.route_pins(&pins.map(|m| m.to_msi()).collect::<Vec<_>>());
+        }
+    }
+
     /// Delivers a message; returns whether anybody took it.
     pub fn deliver(&self, message: &Message) -> bool {
+        if let Some(host) = &*self.host.read()
+            // The host's APICs have no PIC behind them: its INTR is ours even then.
+            && message.delivery != DeliveryMode::ExtInt
+        {
+            trace_event!(apic_deliver_irq, "to the host: {message:?}");
+            let (address, data) = message.to_msi();
+            host.send_msi(address, data);
+            return true;
+        }
         let mut targets = self.all().iter().filter(|m| m.matches(message.destination, message.logical));
         if message.delivery == DeliveryMode::LowestPriority {
             let chosen = targets

@@ -8,7 +8,9 @@
 use std::sync::Arc;
 
 use anura_memory::{Access, AccessRules, AddressSpace, MemoryMap, Region, SizeRange, cell_io};
-use anura_vmcore::{Device, DeviceCell, IrqLine, IrqSink, LoadError, Record, ResetKind, Width, trace_event};
+use anura_vmcore::{
+    Device, DeviceCell, HostApics, IrqLine, IrqSink, LoadError, Record, ResetKind, Width, trace_event,
+};
 
 use super::apic_bus::{ApicBus, Message};
 use super::i8259::I8259;
@@ -211,7 +213,14 @@ impl Fabric {
 
     fn write_ioapic(&mut self, a: Access, value: u64) {
         let bus = &self.bus;
-        self.ioapic.write(a.offset, value as u32, &mut |m| deliver(bus, &m));
+        let before = self.ioapic.routes();
+        // The host must watch for the end of an interrupt before it is sent.
+        let mut sent = Vec::new();
+        self.ioapic.write(a.offset, value as u32, &mut |m| sent.push(m));
+        if self.ioapic.routes() != before {
+            bus.route_pins(self.ioapic.messages());
+        }
+        sent.iter().for_each(|m| deliver(bus, m));
     }
 
     fn describe_irq(&self) -> String {
@@ -364,6 +373,13 @@ impl FabricHandle {
     pub fn describe_pic(&self) -> String {
         let fabric = self.cell.lock();
         format!("{}\n{}\n{}", fabric.slave.describe(), fabric.master.describe(), fabric.ioapic.describe())
+    }
+
+    /// Does `work` with no message on its way; afterwards messages go to the host's APICs, or to our own.
+    pub fn hand_over(&self, to: Option<Arc<dyn HostApics>>, work: &mut dyn FnMut()) {
+        let fabric = self.cell.lock();
+        fabric.bus.hand_over(to, work);
+        fabric.bus.route_pins(fabric.ioapic.messages());
     }
 
     /// Text of `info ioapic`.

@@ -144,6 +144,19 @@ impl Ioapic {
         }
     }
 
+    /// What decides the messages of the pins.
+    pub(super) fn routes(&self) -> [u64; PINS] {
+        self.entries.map(|entry| entry & !(MASKED | REMOTE_IRR | DELIVERY_STATUS))
+    }
+
+    /// What each pin sends, or would if it were not masked.
+    pub(super) fn messages(&self) -> impl Iterator<Item = Message> {
+        self.entries.iter().map(|entry| {
+            let trigger = if entry & LEVEL != 0 { Trigger::Level } else { Trigger::Edge };
+            message_of(*entry, trigger)
+        })
+    }
+
     /// Text of `info ioapic`.
     pub fn describe(&self) -> String {
         let mut text = format!("ioapic0: ver=0x20 id=0x{:02x} sel=0x{:02x}", self.id, self.select);

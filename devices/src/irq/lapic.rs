@@ -10,6 +10,7 @@ use anura_vmcore::{
     Clock, CpuSignal, Device, DeviceCell, LoadError, Record, ResetKind, Timer, TimerState, guest_error,
     trace_event,
 };
+use anura_x86::apic::{ApicImage, ApicPage, offset};
 
 use super::apic_bus::{ApicBus, DeliveryMode, Latch, Mailbox, Message, Shorthand, Trigger};
 
@@ -63,6 +64,9 @@ const SVR_NO_EOI_BROADCAST: u32 = 1 << 12;
 const ESR_SEND_ILLEGAL: u32 = 1 << 5;
 const ESR_RECEIVE_ILLEGAL: u32 = 1 << 6;
 const ESR_ILLEGAL_REGISTER: u32 = 1 << 7;
+
+/// Version 14h, six local vector table entries, EOI broadcast suppression.
+const VERSION: u32 = 0x0105_0014;
 
 /// IA32_TSC_DEADLINE.
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -331,6 +335,41 @@ impl LocalApic {
         true
     }
 
+    /// The whole register file, with what was posted, for a host that keeps it while the vCPU runs.
+    pub fn image(&self) -> ApicImage {
+        let mut regs = self.regs.lock();
+        regs.take_posted();
+        regs.image()
+    }
+
+    /// Takes the register file back from the host.
+    pub fn set_image(&self, image: &ApicImage) {
+        self.regs.lock().set_image(image);
+    }
+
+    /// What waits beside the register file while the host keeps it.
+    pub fn wires(&self) -> ApicPending {
+        ApicPending {
+            interrupt: self.mailbox.latched(Latch::ExtInt) || self.mailbox.lint0(),
+            nmi: self.mailbox.latched(Latch::Nmi),
+            init: self.mailbox.latched(Latch::Init),
+            sipi: self.mailbox.sipi(),
+        }
+    }
+
+    /// INTA to the 8259 pair if it or an ExtINT message waits.
+    pub fn pic_acknowledge(&self) -> Option<u8> {
+        let waits = self.mailbox.take_latch(Latch::ExtInt) || self.mailbox.lint0();
+        self.peer.get().filter(|_| waits).map(|peer| peer.pic_acknowledge())
+    }
+
+    /// The host's APIC ended a level-triggered interrupt.
+    pub fn host_end_of_interrupt(&self, vector: u8) {
+        if let Some(peer) = self.peer.get() {
+            peer.end_of_interrupt(vector);
+        }
+    }
+
     /// Text of `info lapic`.
     pub fn describe(&self) -> String {
         self.regs.lock().describe()
@@ -522,8 +561,7 @@ impl ApicRegs {
         let word = |bits: &[u32; 8]| Some(bits[(index & 7) as usize]);
         match index {
             0x02 => Some(self.id << 24),
-            // Version 14h, six local vector table entries, EOI broadcast suppression.
-            0x03 => Some(0x0105_0014),
+            0x03 => Some(VERSION),
             0x08 => Some(u32::from(self.tpr)),
             0x09 | 0x0c => Some(0),
             0x0a => Some(u32::from(self.ppr())),
@@ -746,6 +784,81 @@ impl ApicRegs {
         true
     }
 
+    fn image(&self) -> ApicImage {
+        let x2apic = self.base & BASE_X2APIC != 0;
+        let mut page = ApicPage::default();
+        let mut set = |at: usize, value: u32| page.set(at, value);
+        set(offset::ID, if x2apic { self.id } else { self.id << 24 });
+        set(offset::VERSION, VERSION);
+        set(offset::TPR, self.tpr.into());
+        set(offset::PPR, self.ppr().into());
+        set(offset::LDR, self.logical_id());
+        set(offset::DFR, self.dfr);
+        set(offset::SVR, self.svr);
+        for n in 0..8 {
+            set(offset::ISR + 16 * n, self.isr[n]);
+            set(offset::TMR + 16 * n, self.tmr[n]);
+            set(offset::IRR + 16 * n, self.irr[n]);
+        }
+        // What the next write of the register would show is all that a page can hold of errors.
+        set(offset::ESR, self.esr | self.esr_pending);
+        set(offset::ICR_LOW, self.icr as u32);
+        set(offset::ICR_HIGH, (self.icr >> 32) as u32);
+        for (n, lvt) in self.lvt.iter().enumerate() {
+            set(offset::LVT_TIMER + 16 * n, *lvt);
+        }
+        set(offset::TIMER_INITIAL, self.initial_count);
+        set(offset::TIMER_CURRENT, self.current_count());
+        set(offset::TIMER_DIVIDE, self.divide);
+        let armed = self.timer_mode() == TimerMode::Deadline && self.timer.deadline().is_some();
+        ApicImage { page, base: self.base, tsc_deadline: if armed { self.deadline } else { 0 } }
+    }
+
+    fn set_image(&mut self, image: &ApicImage) {
+        let page = &image.page;
+        let flags = BASE_BSP | BASE_X2APIC | BASE_ENABLE;
+        self.base = image.base & (flags | self.phys_mask & !0xfff);
+        let x2apic = self.base & BASE_X2APIC != 0;
+        let id = page.get(offset::ID);
+        self.id = if x2apic { id } else { id >> 24 };
+        self.tpr = page.get(offset::TPR) as u8;
+        if !x2apic {
+            self.ldr = page.get(offset::LDR) & 0xff00_0000;
+        }
+        self.dfr = page.get(offset::DFR) | 0x0fff_ffff;
+        self.svr = page.get(offset::SVR) & 0x11ff;
+        for n in 0..8 {
+            self.isr[n] = page.get(offset::ISR + 16 * n);
+            self.tmr[n] = page.get(offset::TMR + 16 * n);
+            self.irr[n] = page.get(offset::IRR + 16 * n);
+        }
+        (self.esr, self.esr_pending) = (page.get(offset::ESR), 0);
+        self.icr =
+            u64::from(page.get(offset::ICR_HIGH)) << 32 | u64::from(page.get(offset::ICR_LOW) & !0x1000);
+        for (n, (lvt, writable)) in self.lvt.iter_mut().zip(LVT_WRITABLE).enumerate() {
+            *lvt = page.get(offset::LVT_TIMER + 16 * n) & writable;
+        }
+        self.divide = page.get(offset::TIMER_DIVIDE) & 0xb;
+        self.initial_count = page.get(offset::TIMER_INITIAL);
+        self.deadline = 0;
+        self.timer.cancel();
+        let (now, left) = (self.clock.now(), u64::from(page.get(offset::TIMER_CURRENT)));
+        match self.timer_mode() {
+            TimerMode::Deadline => {
+                self.initial_count = 0;
+                self.set_tsc_deadline(image.tsc_deadline);
+            }
+            _ if left != 0 && left <= u64::from(self.initial_count) => {
+                let done = u64::from(self.initial_count) - left;
+                self.started = now.saturating_sub(done * self.tick());
+                self.timer.arm(now.saturating_add(left * self.tick()));
+            }
+            _ => self.started = now,
+        }
+        self.publish();
+        self.attention_if_deliverable();
+    }
+
     fn reset_registers(&mut self) {
         self.tpr = 0;
         self.id = self.initial_id;
@@ -950,6 +1063,78 @@ mod tests {
             use anura_vmcore::MsiSink;
             self.send_msi(0xfee0_0000, u32::from(vector));
         }
+    }
+
+    #[test]
+    fn an_image_taken_and_given_back_changes_nothing_a_guest_sees() {
+        for mode in ["one-shot", "periodic", "deadline", "x2apic"] {
+            let (clock, bus, apics) = machine(1);
+            let apic = &apics[0];
+            apic.mmio_write(0x80, 0x20);
+            apic.mmio_write(0xd0, 0x0400_0000);
+            apic.mmio_write(0x350, 0x700);
+            apic.mmio_write(0x3e0, 0b1011);
+            bus.send_msi_vector(0x61);
+            assert_eq!(apic.acknowledge(), Some(0x61));
+            bus.send_msi_vector(0x45);
+            let timer = match mode {
+                "periodic" => 0x2_0033,
+                "deadline" => 0x4_0033,
+                _ => 0x33,
+            };
+            apic.mmio_write(0x320, timer);
+            if mode == "deadline" {
+                assert!(apic.msr_write(MSR_TSC_DEADLINE, 5000));
+            } else {
+                apic.mmio_write(0x380, 5000);
+            }
+            if mode == "x2apic" {
+                assert!(apic.set_base(apic.base() | BASE_X2APIC));
+            }
+            clock.advance(1000);
+            let image = apic.image();
+            // Another APIC, at the same time of the same machine.
+            let other = {
+                let config =
+                    ApicConfig { cpu: 0, apic_id: 0, x2apic: true, phys_bits: 40, tsc_khz: 1_000_000 };
+                LocalApic::new(&config, CpuSignal::new(), &clock, &bus)
+            };
+            other.set_image(&image);
+            assert_eq!(other.image(), image, "{mode}");
+            let left = image.page.get(offset::TIMER_CURRENT);
+            assert_eq!(left, if mode == "deadline" { 0 } else { 4000 }, "{mode}");
+            clock.advance(3999);
+            assert!(!has_bit(&other.regs.lock().irr, 0x33), "{mode}: too early");
+            clock.advance(1);
+            assert!(has_bit(&other.regs.lock().irr, 0x33), "{mode}: the timer goes on");
+            assert!(has_bit(&other.regs.lock().irr, 0x45) && has_bit(&other.regs.lock().isr, 0x61));
+        }
+    }
+
+    #[test]
+    fn messages_go_to_the_host_while_it_has_the_apics_and_to_the_board_afterwards() {
+        struct Host(parking_lot::Mutex<Vec<(u64, u32)>>);
+        impl anura_vmcore::MsiSink for Host {
+            fn send_msi(&self, address: u64, data: u32) {
+                self.0.lock().push((address, data));
+            }
+        }
+        impl anura_vmcore::HostApics for Host {
+            fn route_pins(&self, _: &[(u64, u32)]) {}
+        }
+        let (_, bus, apics) = machine(1);
+        let host = Arc::new(Host(parking_lot::Mutex::default()));
+        bus.hand_over(Some(host.clone()), &mut || {});
+        bus.send_msi_vector(0x41);
+        assert!(!apics[0].sync().interrupt);
+        bus.hand_over(None, &mut || {});
+        bus.send_msi_vector(0x42);
+        assert!(apics[0].sync().interrupt);
+        // Edge-triggered messages carry no level, but the bit may be set.
+        assert_eq!(
+            host.0.lock().iter().map(|(a, d)| (*a, *d & 0xbfff)).collect::<Vec<_>>(),
+            [(0xfee0_0000, 0x41)]
+        );
     }
 
     #[test]

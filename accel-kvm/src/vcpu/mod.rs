@@ -1,12 +1,15 @@
 //! One virtual processor: the loop around KVM_RUN, its exits, and what the kernel cannot emulate.
 //!
 //! A steady guest makes no other ioctl than KVM_RUN: registers are read and written only when somebody asks for the
-//! state. The local APIC is ours (`kernel-irqchip=off`): an interrupt is one KVM_INTERRUPT when the guest can take it,
-//! CR8 and IA32_APIC_BASE go through the run page.
-//!
-//! An instruction that the kernel fails to emulate is run by the *stepper*, a software engine over the same memory,
-//! ports and local APIC. On a host that emulates all of ring 0 such failures come in runs, and each costs two
-//! transfers of the whole state, so the stepper then keeps the guest until it has been in ring 3 for a while.
+//! state. With the local APIC in the kernel (`kernel-irqchip=split`) an interrupt is one KVM_SIGNAL_MSI by whoever
+//! raises it, and HLT waits in the kernel; only the PIC's interrupts are ours to inject. With our own
+//! (`kernel-irqchip=off`) an interrupt is one KVM_INTERRUPT when the guest can take it, and CR8 and IA32_APIC_BASE go
+//! through the run page. `keep` is what happens when the vCPU stands and goes on, `step` the stepper.
+
+mod keep;
+mod step;
+
+pub(crate) use step::StepBoard;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,17 +27,8 @@ use kvm_bindings::*;
 
 use crate::gate::Target;
 use crate::host::Cpu;
-use crate::state::{self, Held};
+use crate::state::Held;
 use crate::vm::VmShared;
-
-/// Instructions that the stepper runs between looks at the privilege level.
-const STEP_CHUNK: u64 = 10_000;
-/// Most instructions of one burst of the stepper, on hosts that emulate ring 0.
-const BURST: u64 = 100_000_000;
-/// Failures in a row after which the stepper runs more than one instruction on hosts with hardware.
-const IN_A_ROW: u32 = 3;
-/// How many it then runs.
-const SHORT_BURST: u64 = 256;
 
 /// How often and why the guest was left.
 #[derive(Default)]
@@ -62,6 +56,11 @@ pub(crate) struct KvmVcpu {
     unfinished: bool,
     /// The CR8 that the kernel knows.
     cr8: u8,
+    /// What the page says of interrupts is of the state that the guest has.
+    fresh: bool,
+    /// The board has what the kernel keeps for a running vCPU.
+    standing: bool,
+    tsc: keep::Tsc,
     failures_in_a_row: u32,
     counts: Counts,
     debug: DebugControl,
@@ -99,6 +98,9 @@ impl KvmVcpu {
             kicked: false,
             unfinished: false,
             cr8: 0,
+            fresh: false,
+            standing: true,
+            tsc: keep::Tsc::default(),
             failures_in_a_row: 0,
             counts: Counts::default(),
             debug: DebugControl::default(),
@@ -107,6 +109,11 @@ impl KvmVcpu {
 
     fn apic(&self) -> &dyn anura_accel::LocalApic {
         self.vm.config.platform.apic(self.id)
+    }
+
+    /// The local APIC is in the kernel.
+    fn split(&self) -> bool {
+        self.vm.apics.is_some()
     }
 
     fn requester(&self) -> Requester {
@@ -118,8 +125,9 @@ impl KvmVcpu {
         VcpuExit::Failed(InternalError { what: format!("kvm: {}", what.into()), rip })
     }
 
+    /// Nothing to run until somebody wakes us; with its APIC in the kernel a vCPU waits there.
     fn idle(&self) -> bool {
-        matches!(self.held.activity, Activity::Halted | Activity::WaitForSipi)
+        !self.split() && matches!(self.held.activity, Activity::Halted | Activity::WaitForSipi)
     }
 
     fn run_loop(&mut self, deadline: Option<Instant>) -> io::Result<VcpuExit> {
@@ -133,7 +141,7 @@ impl KvmVcpu {
                 return Ok(self.failed(what));
             }
             if self.attention || self.idle() {
-                self.interrupts()?;
+                if self.split() { self.wires()? } else { self.interrupts()? }
             }
             if std::mem::take(&mut self.kicked) {
                 return Ok(VcpuExit::Interrupted);
@@ -151,9 +159,11 @@ impl KvmVcpu {
                     Next::Leave(exit) => return Ok(exit),
                 }
             }
-            let cr8 = self.apic().tpr();
-            self.cr8 = cr8;
-            self.fd.page().get().cr8 = cr8.into();
+            if !self.split() {
+                let cr8 = self.apic().tpr();
+                self.cr8 = cr8;
+                self.fd.page().get().cr8 = cr8.into();
+            }
             let result = self.enter();
             self.after_run();
             match result {
@@ -194,6 +204,10 @@ impl KvmVcpu {
 
     /// What every return from the kernel brings.
     fn after_run(&mut self) {
+        self.fresh = true;
+        if self.split() {
+            return;
+        }
         let (cr8, base) = {
             let page = self.fd.page().get();
             (page.cr8 as u8, page.apic_base)
@@ -255,6 +269,39 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Takes what waits beside the kernel's APIC: the PIC's interrupt, and NMI.
+    fn wires(&mut self) -> io::Result<()> {
+        let waits = self.apic().wires();
+        self.attention = waits.interrupt || waits.nmi;
+        if waits.nmi && self.apic().take_nmi() {
+            self.settle()?;
+            self.fd.nmi()?;
+        }
+        if waits.interrupt && !self.fresh {
+            self.enter_and_return()?;
+        }
+        let page = self.fd.page().get();
+        // The kernel has looked at the flag, the shadow and LINT0's entry.
+        let ready = page.ready_for_interrupt_injection != 0;
+        page.request_interrupt_window = (waits.interrupt && !ready).into();
+        if waits.interrupt && ready {
+            // An access that is not finished yet belongs to the instruction before the interrupt.
+            self.settle()?;
+            if let Some(vector) = self.apic().pic_acknowledge() {
+                self.fd.interrupt(vector)?;
+                self.fd.page().get().ready_for_interrupt_injection = 0;
+            }
+            self.attention = true;
+        }
+        Ok(())
+    }
+
+    /// KVM_RUN that finishes what is begun and fills the page, but runs no instruction.
+    fn enter_and_return(&mut self) -> io::Result<()> {
+        self.unfinished = true;
+        self.settle()
+    }
+
     /// Lets the kernel finish the instruction whose access we answered, without running another.
     fn settle(&mut self) -> io::Result<()> {
         for _ in 0..64 {
@@ -312,7 +359,42 @@ impl KvmVcpu {
                 self.held.activity = Activity::Shutdown;
                 return Ok(Next::Leave(VcpuExit::TripleFault));
             }
-            KVM_EXIT_INTR | KVM_EXIT_NMI | KVM_EXIT_SET_TPR | KVM_EXIT_TPR_ACCESS => self.count("other"),
+            KVM_EXIT_IOAPIC_EOI => {
+                self.count("ioapic eoi");
+                // SAFETY: the exit reason says that this member is set.
+                let vector = unsafe { self.fd.page().get().__bindgen_anon_1.eoi.vector };
+                self.apic().end_of_interrupt(vector);
+            }
+            KVM_EXIT_DIRTY_RING_FULL => {
+                self.count("dirty ring full");
+                self.vm.slots.sync_dirty()?;
+            }
+            KVM_EXIT_NOTIFY => {
+                self.count("notify");
+                // SAFETY: the exit reason says that this member is set.
+                let flags = unsafe { self.fd.page().get().__bindgen_anon_1.notify.flags };
+                if flags & KVM_NOTIFY_CONTEXT_INVALID != 0 {
+                    return Ok(Next::Leave(
+                        self.failed("the processor took no interrupt for too long and lost its state"),
+                    ));
+                }
+            }
+            KVM_EXIT_HYPERCALL => {
+                self.count("hypercall");
+                // None is asked for; -ENOSYS by the interface's numbers.
+                self.fd.page().get().__bindgen_anon_1.hypercall.ret = -1000i64 as u64;
+                self.unfinished = true;
+            }
+            KVM_EXIT_HYPERV => {
+                // SAFETY: the exit reason says that this member is set.
+                let kind = unsafe { self.fd.page().get().__bindgen_anon_1.hyperv.type_ };
+                return Ok(Next::Leave(
+                    self.failed(format!("a Hyper-V exit of kind {kind}: nothing was offered")),
+                ));
+            }
+            KVM_EXIT_INTR | KVM_EXIT_NMI | KVM_EXIT_X86_BUS_LOCK | KVM_EXIT_SET_TPR | KVM_EXIT_TPR_ACCESS => {
+                self.count("other")
+            }
             KVM_EXIT_INTERNAL_ERROR => return self.internal_error(),
             KVM_EXIT_DEBUG => return Ok(self.debug_exit()),
             KVM_EXIT_SYSTEM_EVENT => {
@@ -500,103 +582,6 @@ impl KvmVcpu {
             other => Ok(Next::Leave(self.failed(format!("internal error, suberror {other}")))),
         }
     }
-
-    /// Runs what the kernel cannot on the stepper.
-    fn step(&mut self) -> io::Result<Next> {
-        self.failures_in_a_row += 1;
-        let emulated = self.vm.ring0_emulated;
-        let mut left = match (emulated, self.failures_in_a_row) {
-            (true, _) => BURST,
-            (false, n) if n > IN_A_ROW => SHORT_BURST,
-            _ => 1,
-        };
-        self.unfinished = false;
-        let mut before = self.read_state()?;
-        // The kernel may have queued #UD for the instruction it gave up on.
-        if before.pending.is_some_and(|p| p.vector == 6) {
-            before.pending = None;
-        }
-        self.vm.slots.sync_dirty()?;
-        let Some(mut stepper) = self.stepper.take() else { return Ok(Next::Go) };
-        let result = stepper.set_state(&before);
-        let mut exit = VcpuExit::BudgetSpent;
-        let start = stepper.instructions();
-        let mut in_user = 0;
-        while result.is_ok() && left > 0 {
-            let chunk = left.min(STEP_CHUNK);
-            let at = stepper.instructions();
-            exit = stepper.run(Budget::Instructions(chunk));
-            left -= chunk;
-            // PAUSE ends a run early; that is no reason to leave.
-            let done = stepper.instructions().wrapping_sub(at);
-            if exit != VcpuExit::BudgetSpent {
-                break;
-            }
-            in_user = if emulated && stepper.state().cpl() == 3 { in_user + done } else { 0 };
-            if in_user >= STEP_CHUNK {
-                break;
-            }
-        }
-        let after = stepper.state();
-        self.counts.stepped += stepper.instructions().wrapping_sub(start);
-        self.counts.bursts += 1;
-        self.stepper = Some(stepper);
-        if let Err(e) = result {
-            return Ok(Next::Leave(self.failed(format!("the stepper refuses the state: {e}"))));
-        }
-        self.write_state(&after)?;
-        self.attention = true;
-        Ok(match exit {
-            VcpuExit::BudgetSpent | VcpuExit::Halted => Next::Go,
-            VcpuExit::Interrupted => {
-                self.kicked = true;
-                Next::Go
-            }
-            other => Next::Leave(other),
-        })
-    }
-
-    fn tsc_now(&self) -> u64 {
-        let ticks = u128::from(self.vm.spaces.clock.now()) * u128::from(self.vm.config.tsc_khz);
-        (ticks / 1_000_000) as u64
-    }
-
-    fn read_state(&mut self) -> io::Result<CpuState> {
-        self.settle()?;
-        let now = self.tsc_now();
-        let mut state = state::get(&mut *self.fd, &self.vm.msrs, self.held, now)?;
-        state.cr8 = self.apic().tpr().into();
-        Ok(state)
-    }
-
-    fn write_state(&mut self, s: &CpuState) -> io::Result<()> {
-        self.unfinished = false;
-        self.held.activity = s.activity;
-        self.apic().set_tpr(s.cr8 as u8);
-        self.cr8 = s.cr8 as u8;
-        let (now, base) = (self.tsc_now(), self.apic().base());
-        state::set(&mut *self.fd, &self.vm.msrs, s, base, now)?;
-        // Injection is possible again once the kernel has said so.
-        let page = self.fd.page().get();
-        page.ready_for_interrupt_injection = 0;
-        page.apic_base = base;
-        Ok(())
-    }
-
-    fn init(&mut self) -> io::Result<()> {
-        let mut s = self.read_state()?;
-        s.init(self.vm.config.model.signature());
-        let bsp = self.apic().base() & apic::base::BSP != 0;
-        s.activity = if bsp { Activity::Running } else { Activity::WaitForSipi };
-        self.write_state(&s)
-    }
-
-    fn start(&mut self, vector: u8) -> io::Result<()> {
-        let mut s = self.read_state()?;
-        s.sipi(vector);
-        s.activity = Activity::Running;
-        self.write_state(&s)
-    }
 }
 
 impl Vcpu for KvmVcpu {
@@ -670,6 +655,18 @@ impl Vcpu for KvmVcpu {
 
     fn translate(&mut self, linear: u64) -> Option<u64> {
         self.fd.translate(linear).ok().flatten()
+    }
+
+    fn stand(&mut self) {
+        if let Err(e) = self.come_out() {
+            log::error!("kvm: CPU {} does not give its local APIC back: {e}", self.id);
+        }
+    }
+
+    fn go(&mut self) {
+        if let Err(e) = self.go_in() {
+            log::error!("kvm: CPU {} does not take its local APIC: {e}", self.id);
+        }
     }
 
     fn exit_counts(&self) -> Vec<(&'static str, u64)> {
