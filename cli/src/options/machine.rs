@@ -172,14 +172,14 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
         return Err("verify needs two engines, as in verify=jit:interp".into());
     }
     let mut properties = Vec::new();
-    for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kvm-shadow-mem"] {
-        if let Some(v) = kv.text(key) {
+    let irqchip = [("on", "on"), ("off", "off"), ("split", "split")];
+    for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kernel-irqchip", "kvm-shadow-mem"] {
+        let value = match key {
+            "kernel-irqchip" => kv.word(key, &irqchip)?.map(str::to_owned),
+            _ => kv.text(key),
+        };
+        if let Some(v) = value {
             properties.push((key.to_owned(), v));
-        }
-    }
-    for key in ["kernel-irqchip", "kernel_irqchip"] {
-        if let Some(v) = kv.word(key, &[("on", "on"), ("off", "off"), ("split", "split")])? {
-            properties.push(("kernel-irqchip".to_owned(), v.to_owned()));
         }
     }
     if let Some(v) =
