@@ -32,7 +32,7 @@ fn getpid(b: &mut Bench) -> u64 {
 fn pipe_switch(b: &mut Bench) -> u64 {
     let (there, back) = (os::pipe(), os::pipe());
     let rounds = b.n(7000);
-    os::stay_here();
+    let _stay = os::stay_here();
     let child = os::fork(|| {
         let mut byte = [0u8];
         for _ in 0..rounds {
@@ -84,12 +84,12 @@ fn open_close(b: &mut Bench) -> u64 {
 }
 
 fn fork(b: &mut Bench) -> u64 {
-    os::stay_here();
+    let _stay = os::stay_here();
     (0..b.n(500)).fold(0, |s, i| mix(s, os::wait(os::fork(|| i as i32 & 63)) as u64))
 }
 
 fn exec(b: &mut Bench) -> u64 {
-    os::stay_here();
+    let _stay = os::stay_here();
     let path = std::fs::read_link("/proc/self/exe").unwrap_or_else(|_| "/bench".into());
     let words = [path.to_string_lossy().as_ref(), LEAVE].map(|word| CString::new(word).unwrap_or_default());
     (0..b.n(140)).fold(0, |s, _| {
@@ -115,7 +115,7 @@ fn page_fault(b: &mut Bench) -> u64 {
 /// A child writes to every page that it shares with its parent.
 fn copy_on_write(b: &mut Bench) -> u64 {
     const PAGES: usize = 512;
-    os::stay_here();
+    let _stay = os::stay_here();
     let map = Mapping::new(PAGES * 4096, libc::PROT_READ | libc::PROT_WRITE);
     (0..PAGES).for_each(|page| map.write(page * 4096, page as u8));
     (0..b.n(50)).fold(0, |s, i| {

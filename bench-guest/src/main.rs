@@ -5,17 +5,31 @@
 //! `smp`. Integer tests should not meet vectors that a compiler made: `cargo xtask bench cpu` builds without them.
 
 mod bench;
+mod code;
 mod fp;
 mod int;
+mod io;
 mod kernel;
 mod mem;
 mod os;
+mod smp;
+mod vec;
 mod x87;
 
 use bench::{Bench, Test};
 
 /// All groups, in the order of their tables.
-const GROUPS: &[&[Test]] = &[int::TESTS, fp::TESTS, x87::TESTS, mem::TESTS, kernel::TESTS];
+const GROUPS: &[&[Test]] = &[
+    int::TESTS,
+    fp::TESTS,
+    x87::TESTS,
+    vec::TESTS,
+    mem::TESTS,
+    kernel::TESTS,
+    code::TESTS,
+    smp::TESTS,
+    io::TESTS,
+];
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -51,6 +51,31 @@ impl Mapping {
         // SAFETY: within the mapping; volatile, so that the access is made.
         unsafe { self.at.add(offset).write_volatile(value) }
     }
+
+    /// Writes bytes, which may be code.
+    pub fn write_all(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset + bytes.len() <= self.length);
+        // SAFETY: within the mapping; no reference to it is ever made.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at.add(offset), bytes.len()) }
+    }
+
+    /// Writes four bytes.
+    pub fn write32(&self, offset: usize, value: u32) {
+        assert!(offset + 4 <= self.length);
+        // SAFETY: within the mapping; no alignment is assumed.
+        unsafe { self.at.add(offset).cast::<u32>().write_unaligned(value) }
+    }
+
+    /// Calls the code at `offset` with an argument.
+    ///
+    /// # Safety
+    /// A whole function of the C calling convention stands there, and the mapping can be executed.
+    pub unsafe fn call(&self, offset: usize, argument: u64) -> u64 {
+        assert!(offset < self.length);
+        // SAFETY: the caller has put a function there.
+        let function: extern "C" fn(u64) -> u64 = unsafe { std::mem::transmute(self.at.add(offset)) };
+        std::hint::black_box(function)(argument)
+    }
 }
 
 impl Drop for Mapping {
@@ -66,13 +91,45 @@ pub fn getpid() -> i64 {
     unsafe { libc::syscall(libc::SYS_getpid) }
 }
 
-/// Keeps this process on the processor where it is; processes made from now on too.
-pub fn stay_here() {
+/// The processors that this thread may run on.
+pub fn processors() -> Vec<usize> {
     // SAFETY: `set` is a whole set of processors, and the size is its own.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(libc::sched_getcpu().max(0) as usize, &mut set);
+        libc::sched_getaffinity(0, size_of_val(&set), &mut set);
+        (0..libc::CPU_SETSIZE as usize).filter(|cpu| libc::CPU_ISSET(*cpu, &set)).collect()
+    }
+}
+
+/// Lets this thread run on these processors only, and what it starts from now on too.
+fn allow(cpus: &[usize]) {
+    // SAFETY: as above.
+    unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cpus.iter().for_each(|cpu| libc::CPU_SET(*cpu, &mut set));
         libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
+}
+
+/// Keeps this thread on one processor.
+pub fn stay_on(cpu: usize) {
+    allow(&[cpu]);
+}
+
+/// Keeps this thread on the processor where it is until the value is dropped.
+pub fn stay_here() -> Stay {
+    let before = processors();
+    // SAFETY: asks for a number.
+    allow(&[unsafe { libc::sched_getcpu() }.max(0) as usize]);
+    Stay(before)
+}
+
+/// What [`stay_here`] ends with.
+pub struct Stay(Vec<usize>);
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        allow(&self.0);
     }
 }
 
@@ -161,6 +218,12 @@ pub fn now() -> u64 {
 pub fn drain(descriptor: libc::c_int) {
     // SAFETY: a descriptor that is no terminal is an error without effect.
     unsafe { libc::tcdrain(descriptor) };
+}
+
+/// Allows this process all ports, if the system does.
+pub fn allow_ports() -> bool {
+    // SAFETY: what it allows is used by the tests of ports only.
+    unsafe { libc::iopl(3) == 0 }
 }
 
 /// The first process's duty: the kernel's file systems.

@@ -106,7 +106,9 @@ impl Found {
                 who.push(name.to_owned());
             }
         }
-        let absent = outcome.absent.into_iter().map(|(test, why)| format!("{test}: {why}"));
+        let mut absent: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        outcome.absent.into_iter().for_each(|(test, why)| absent.entry(why).or_default().push(test));
+        let absent = absent.into_iter().map(|(why, tests)| format!("{why}: {}", tests.join(" ")));
         for note in outcome.notes.into_iter().chain(absent) {
             let note = format!("{name}: {note}");
             if !self.notes.contains(&note) {
