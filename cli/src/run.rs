@@ -112,11 +112,13 @@ fn run(mut config: MachineConfig) -> Result<i32, Box<dyn Error>> {
     let pidfile = config.pidfile.clone().map(PidFile::write).transpose()?;
     let (paused, monitors, incoming) =
         (config.start_paused, config.monitors.clone(), config.incoming.clone());
-    let board = config.board.clone();
+    let (board, asked) = (config.board.clone(), config.accel.clone());
     let machine = Machine::new(config, engine.as_ref())?;
     machine.set_engines(Box::new(move |name| {
         let names = engines::BUILT_IN.join(", ");
-        engines::make(&AccelConfig::named(name), &board)
+        // With the options that the command line has for it.
+        let accel = asked.iter().find(|a| a.name == name).cloned();
+        engines::make(&accel.unwrap_or_else(|| AccelConfig::named(name)), &board)
             .ok_or_else(|| format!("accel {name}: not in this build, which has {names}"))
     }));
     machine.set_migrator(Box::new(|machine, uri| {

@@ -13,13 +13,14 @@ fn kvm() -> Option<()> {
 }
 
 /// SeaBIOS's debug log up to its last words.
-fn firmware_log(program: &Path, accel: &str) -> String {
+fn firmware_log(program: &Path, accel: &str, meanwhile: impl FnOnce(&Emulator)) -> String {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("log");
     let console = format!("file:{}", log.display());
     let args = ["-nodefaults", "-vga", "std", "-m", "64", "-smp", "2", "-debugcon", &console];
     let args = [&args[..], &["-global", "isa-debugcon.iobase=0x402"]].concat();
-    let _emulator = Emulator::start_on(accel, program, dir.path(), &args);
+    let emulator = Emulator::start_on(accel, program, dir.path(), &args);
+    meanwhile(&emulator);
     let end = Instant::now() + LIMIT;
     loop {
         let text = std::fs::read(&log).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
@@ -31,6 +32,11 @@ fn firmware_log(program: &Path, accel: &str) -> String {
     }
 }
 
+/// The log without the line that tells a measured rate.
+fn timeless(text: &str) -> Vec<&str> {
+    text.lines().filter(|l| !l.contains("CPU Mhz")).collect()
+}
+
 #[test]
 fn seabios_with_two_processors_logs_the_same_as_on_the_interpreter() {
     let program = need!(anura(), "the anura program is not built; run cargo xtask test");
@@ -39,12 +45,81 @@ fn seabios_with_two_processors_logs_the_same_as_on_the_interpreter() {
         Some(()).filter(|_| Path::new("/usr/share/seabios/bios-256k.bin").is_file()),
         "SeaBIOS is not installed; install the package seabios"
     );
-    let timeless = |text: String| -> Vec<String> {
-        text.lines().filter(|l| !l.contains("CPU Mhz")).map(str::to_owned).collect()
-    };
-    let (ours, theirs) =
-        (timeless(firmware_log(&program, "interp")), timeless(firmware_log(&program, "kvm")));
-    assert_eq!(ours, theirs);
+    let ours = firmware_log(&program, "interp", |_| {});
+    for accel in CHIPS {
+        assert_eq!(timeless(&ours), timeless(&firmware_log(&program, accel, |_| {})), "{accel}");
+    }
+}
+
+/// A 64 KiB ROM that starts with this code.
+fn rom(dir: &Path, code: &[u8]) -> String {
+    let rom = dir.join("rom");
+    let mut bytes = vec![0xf4; 0x10000];
+    bytes[..code.len()].copy_from_slice(code);
+    // The reset vector: a jump to the start.
+    bytes[0xfff0..0xfff3].copy_from_slice(&[0xe9, 0x0d, 0x00]);
+    std::fs::write(&rom, &bytes).unwrap();
+    rom.display().to_string()
+}
+
+/// cli; xor ax, ax; again: inc ax; out 0xe9, al; jmp again.
+const COUNTING: &[u8] = &[0xfa, 0x31, 0xc0, 0x40, 0xe6, 0xe9, 0xeb, 0xfb];
+
+/// Every byte is one more than the one before.
+fn check_counted(written: &[u8]) {
+    assert!(written.len() > 50, "the guest hardly ran: {} bytes", written.len());
+    for (i, byte) in written.iter().enumerate() {
+        assert_eq!(*byte, (i + 1) as u8, "byte {i} of {}: one is lost or doubled", written.len());
+    }
+}
+
+const CHIPS: [&str; 2] = ["kvm,kernel-irqchip=off", "kvm,kernel-irqchip=split"];
+
+/// Changes the engine to and fro, ten times, some time between two.
+fn ten_switches(monitor: &mut anura_tests::Monitor, time: Duration) {
+    for n in 0..10 {
+        std::thread::sleep(time);
+        for name in ["interp", "kvm"] {
+            let said = monitor.run(&format!("accel {name}"));
+            assert_eq!(said.trim(), "", "switch {n} to {name}");
+            assert_eq!(monitor.run("accel").trim(), name);
+            std::thread::sleep(time / 4);
+        }
+    }
+}
+
+#[test]
+fn ten_switches_of_the_engine_lose_nothing_of_a_counting_guest() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    for accel in CHIPS {
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, out) = (rom(dir.path(), COUNTING), dir.path().join("out"));
+        let console = format!("file:{}", out.display());
+        let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom, "-debugcon", &console];
+        let emulator = Emulator::start_on(accel, &program, dir.path(), &args);
+        let mut monitor = emulator.monitor();
+        ten_switches(&mut monitor, Duration::from_millis(10));
+        monitor.run("stop");
+        check_counted(&std::fs::read(&out).unwrap());
+    }
+}
+
+#[test]
+fn ten_switches_of_the_engine_during_seabios_leave_its_log_as_it_is() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    need!(
+        Some(()).filter(|_| Path::new("/usr/share/seabios/bios-256k.bin").is_file()),
+        "SeaBIOS is not installed; install the package seabios"
+    );
+    let quiet = firmware_log(&program, "interp", |_| {});
+    for accel in CHIPS {
+        let log = firmware_log(&program, accel, |emulator| {
+            ten_switches(&mut emulator.monitor(), Duration::from_millis(20));
+        });
+        assert_eq!(timeless(&quiet), timeless(&log), "{accel}");
+    }
 }
 
 #[test]
@@ -52,16 +127,8 @@ fn stop_and_cont_under_a_guest_that_spins_lose_nothing() {
     let program = need!(anura(), "the anura program is not built; run cargo xtask test");
     need!(kvm(), "there is no usable /dev/kvm");
     let dir = tempfile::tempdir().unwrap();
-    let rom = dir.path().join("rom");
-    // A 64 KiB ROM. At its start: cli; xor ax,ax; again: inc ax; out 0xe9,al; jmp again. At its end, the reset
-    // vector: jmp to the start.
-    let mut bytes = vec![0xf4; 0x10000];
-    bytes[..8].copy_from_slice(&[0xfa, 0x31, 0xc0, 0x40, 0xe6, 0xe9, 0xeb, 0xfb]);
-    bytes[0xfff0..0xfff3].copy_from_slice(&[0xe9, 0x0d, 0x00]);
-    std::fs::write(&rom, &bytes).unwrap();
-    let out = dir.path().join("out");
+    let (rom, out) = (rom(dir.path(), COUNTING), dir.path().join("out"));
     let console = format!("file:{}", out.display());
-    let rom = rom.display().to_string();
     let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom, "-debugcon", &console];
     let emulator = Emulator::start_on("kvm", &program, dir.path(), &args);
     let mut monitor = emulator.monitor();
@@ -71,9 +138,92 @@ fn stop_and_cont_under_a_guest_that_spins_lose_nothing() {
         monitor.run("cont");
     }
     monitor.run("stop");
-    let written = std::fs::read(&out).unwrap();
-    assert!(written.len() > 50, "the guest hardly ran: {} bytes", written.len());
-    for (i, byte) in written.iter().enumerate() {
-        assert_eq!(*byte, (i + 1) as u8, "byte {i} of {}: one is lost or doubled", written.len());
+    check_counted(&std::fs::read(&out).unwrap());
+}
+
+/// Sends 251 bytes, 0 to 250, by one string instruction, for ever.
+fn string_guest(dir: &Path) -> String {
+    // cli; cld; mov ax, cs; mov ds, ax; mov dx, 0xe9; again: mov si, 0x100; mov cx, 251; rep outsb; jmp again.
+    let mut code = vec![0xfa, 0xfc, 0x8c, 0xc8, 0x8e, 0xd8, 0xba, 0xe9, 0x00];
+    code.extend([0xbe, 0x00, 0x01, 0xb9, 0xfb, 0x00, 0xf3, 0x6e, 0xeb, 0xf6]);
+    code.resize(0x100, 0xf4);
+    code.extend(0..251u8);
+    rom(dir, &code)
+}
+
+#[test]
+fn a_thousand_stops_during_string_output_lose_and_double_nothing() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let stops: u32 = std::env::var("ANURA_STOPS").ok().and_then(|n| n.parse().ok()).unwrap_or(1000);
+    for accel in CHIPS {
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, out) = (string_guest(dir.path()), dir.path().join("out"));
+        let console = format!("file:{}", out.display());
+        let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom, "-debugcon", &console];
+        let emulator = Emulator::start_on(accel, &program, dir.path(), &args);
+        let mut monitor = emulator.monitor();
+        let mut times = Vec::new();
+        for n in 0..stops {
+            // Not in step with the guest.
+            std::thread::sleep(Duration::from_micros(u64::from(n * 37 % 301)));
+            let start = Instant::now();
+            monitor.run("stop");
+            times.push(start.elapsed());
+            // The state is what finishes an access that is under way.
+            if n % 8 == 0 {
+                monitor.run("info registers");
+            }
+            monitor.run("cont");
+        }
+        monitor.run("stop");
+        times.sort_unstable();
+        eprintln!(
+            "{accel}: stop took {:?}, 99 of 100 below {:?}",
+            times[times.len() / 2],
+            times[times.len() * 99 / 100]
+        );
+        let written = std::fs::read(&out).unwrap();
+        assert!(written.len() > 1000, "the guest hardly ran: {} bytes", written.len());
+        for (i, byte) in written.iter().enumerate() {
+            assert_eq!(*byte, (i % 251) as u8, "byte {i} of {}: one is lost or doubled", written.len());
+        }
+    }
+}
+
+#[test]
+fn a_machine_saved_on_one_engine_goes_on_on_the_other() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let khz = Kvm::default().kind().map_or(0, |kind| kind.tsc_khz);
+    let cpu = format!("qemu64,tsc-frequency={}", khz * 1000);
+    for (from, to) in [(CHIPS[1], "interp"), ("interp", CHIPS[1]), (CHIPS[0], CHIPS[1])] {
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, state) = (rom(dir.path(), COUNTING), dir.path().join("state"));
+        let uri = format!("file:{}", state.display());
+        let mut written = Vec::new();
+        for (n, accel) in [from, to].into_iter().enumerate() {
+            let out = dir.path().join(format!("out{n}"));
+            let console = format!("file:{}", out.display());
+            let mut args = vec!["-nodefaults", "-vga", "none", "-m", "16", "-cpu", &cpu, "-bios", &rom];
+            args.extend(["-debugcon", &console]);
+            if n == 1 {
+                args.extend(["-incoming", &uri]);
+            }
+            let emulator = Emulator::start_on(accel, &program, dir.path(), &args);
+            let mut monitor = emulator.monitor();
+            std::thread::sleep(Duration::from_millis(50));
+            monitor.run("stop");
+            if n == 0 {
+                assert_eq!(monitor.run(&format!("migrate {uri}")).trim(), "");
+            }
+            let part = std::fs::read(&out).unwrap();
+            assert!(part.len() > 50, "{from} to {to}: part {n} hardly ran: {} bytes", part.len());
+            written.extend(part);
+            drop(monitor);
+            drop(emulator);
+            let _ = std::fs::remove_file(dir.path().join("monitor"));
+        }
+        check_counted(&written);
     }
 }
