@@ -189,7 +189,7 @@ impl Cpu {
                         self.mmu.protect(*page as *const u8);
                     }
                 }
-                _ => self.mmu.flush(false),
+                _ => self.mmu.protect_all(),
             }
             self.t0.protected = list.0 + list.1.len();
         }

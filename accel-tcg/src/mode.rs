@@ -161,12 +161,13 @@ impl Cpu {
             new_efer &= !efer::LMA;
         }
         let cached = cr0::PG | cr0::CD | cr0::NW;
-        if is && pae && !lme && (old ^ new) & cached != 0 {
+        let reload = is && pae && !lme && (old ^ new) & cached != 0;
+        if reload {
             self.env.pdpte = self.fetch_pdptes(self.env.cr3)?;
         }
         self.env.cr0 = new;
         self.env.efer = new_efer;
-        if (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0 {
+        if reload || was != is || is && (old ^ new) & cr0::WP != 0 {
             self.paging_changed();
         }
         self.mode_changed();
@@ -184,8 +185,7 @@ impl Cpu {
         } else if self.is_pae() {
             self.env.pdpte = self.fetch_pdptes(value & 0xffff_ffff)?;
         }
-        // With a PCID the entries of other contexts may stay; dropping them is allowed too.
-        self.load_cr3(stored);
+        self.load_cr3(stored, pcid && value & cr3::NOFLUSH != 0);
         Ok(())
     }
 

@@ -221,6 +221,18 @@ impl SpaceCache {
         &self.view
     }
 
+    /// The view as of the last look, old or not.
+    #[inline]
+    pub fn held(&self) -> &Arc<FlatView> {
+        &self.view
+    }
+
+    /// The generation of the view that is held.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Reads RAM, ROM or a register.
     #[inline]
     pub fn read(&mut self, gpa: u64, width: Width, from: Requester) -> (u64, AccessResult) {

@@ -237,7 +237,7 @@ fn commit(cpu: &mut Cpu, image: &Image, l: &Layout, nested: bool) -> Exec<()> {
             cpu.env.pdpte =
                 cpu.fetch_pdptes(image.cr3.into()).map_err(|_| Fault::with_error(vector::TS, 0))?;
         }
-        cpu.load_cr3(image.cr3.into());
+        cpu.load_cr3(image.cr3.into(), false);
     }
     cpu.mode_changed();
     Ok(())

@@ -159,13 +159,11 @@ pub fn invpcid(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     if bad {
         return Err(Fault::GP0);
     }
-    // Only the current context is cached, so other PCIDs have nothing to drop.
-    let current = cpu.env.cr3 & cr3::PCID == pcid || cpu.env.cr4 & cr4::PCIDE == 0;
     match a.a {
-        0 if current => cpu.mmu.flush_page(address),
-        0 => {}
-        2 => cpu.mmu.flush(false),
-        _ => cpu.mmu.flush(true),
+        0 => cpu.mmu.flush_page_of(pcid, address),
+        1 => cpu.mmu.flush_pcid(pcid),
+        2 => cpu.mmu.flush_all(),
+        _ => cpu.mmu.flush_contexts(true),
     }
     Ok(Flow::EndBlock)
 }
@@ -589,7 +587,7 @@ impl Cpu {
                 self.sync_clock();
                 refuse(!self.apic().set_base(value))?;
                 // The page moved under cached translations.
-                self.mmu.flush(false);
+                self.mmu.flush_all();
                 return Ok(());
             }
             msr::EFER => return self.write_efer(value),

@@ -1,32 +1,30 @@
 //! Which pages code was fetched through since an epoch began.
+use super::regions::Dep;
 use crate::cache::AddressHasher;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 /// More pages than this end the epoch.
 const LIMIT: usize = 4096;
 
-/// A set of mapped pages of any size.
+/// A set of mapped pages of any size, each with the table entry that maps it.
 #[derive(Default)]
 pub(super) struct Fetched {
-    /// Start of the page plus log2 of its size.
-    pages: HashSet<u64, BuildHasherDefault<AddressHasher>>,
+    /// By the start of the page plus log2 of its size.
+    pages: HashMap<u64, Dep, BuildHasherDefault<AddressHasher>>,
     /// One bit for each log2 of a size that occurs.
     sizes: u64,
-    /// One of them does not survive a CR3 load.
-    local: bool,
 }
 
 impl Fetched {
-    /// Adds the page of `va`; false if there are too many.
-    pub fn add(&mut self, va: u64, shift: u8, global: bool) -> bool {
+    /// Adds the page of `va`; false if there are too many, or the same page was fetched through another entry before.
+    pub fn add(&mut self, va: u64, shift: u8, dep: Dep) -> bool {
         if self.pages.len() >= LIMIT {
             return false;
         }
-        self.pages.insert(va >> shift << shift | u64::from(shift));
+        let old = self.pages.insert(va >> shift << shift | u64::from(shift), dep);
         self.sizes |= 1 << shift;
-        self.local |= !global;
-        true
+        old.is_none_or(|old| old.maps_like(&dep))
     }
 
     /// Whether code was fetched through the page that holds `va`.
@@ -35,21 +33,26 @@ impl Fetched {
         while sizes != 0 {
             let shift = sizes.trailing_zeros();
             sizes &= sizes - 1;
-            if self.pages.contains(&(va >> shift << shift | u64::from(shift))) {
+            if self.pages.contains_key(&(va >> shift << shift | u64::from(shift))) {
                 return true;
             }
         }
         false
     }
 
-    /// Whether all pages survive a CR3 load.
-    pub fn all_global(&self) -> bool {
-        !self.local
+    /// Whether the tables still say the same of all pages.
+    pub fn hold(&self, wide: bool) -> bool {
+        self.pages.values().all(|d| d.still_maps(wide))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.sizes == 0
     }
 
     /// Forgets them.
     pub fn clear(&mut self) {
         self.pages.clear();
-        (self.sizes, self.local) = (0, false);
+        self.sizes = 0;
     }
 }

@@ -1,10 +1,10 @@
 //! Accesses through hand-made page tables.
 use super::*;
-use crate::env::Cpu;
+use crate::env::{Cpu, Exec, Fault};
 use crate::helpers::{HelperArgs, system};
 use crate::testbed::{TestBed, enter_long_mode};
 use anura_memory::DirtyClient;
-use anura_x86::regs::{cr0, cr4, efer, error, vector};
+use anura_x86::regs::{cr0, cr4, dr7, efer, error, rflags, vector};
 use anura_x86::segment::index::CS;
 
 const ROOT: u64 = 0x10000;

@@ -1,17 +1,23 @@
 //! The soft TLB: from a linear page to a host page, by one compare.
 //!
-//! There are three views with entries of their own: user (CPL 3), supervisor without user pages
+//! There are views with entries of their own: user (CPL 3), supervisor without user pages
 //! (SMAP and AC clear, and all implicit accesses), and supervisor. An entry has a tag for reads
 //! and one for writes; the write tag is valid only if a store may go straight to host memory:
 //! the page is RAM, its D bit is set, it holds no code and is not logged or watched.
 //!
 //! The invalid tag of entry `i` is `((!i) & 1) << 12`: an address that indexes entry `i` has
 //! `i & 1` in bit 12, so the xor leaves bit 12 set and the compare fails for every address.
+//!
+//! Beside each entry stands the table entry in guest memory that it came from ([`Dep`]). A flush of what is not
+//! global need not drop an entry whose table entry still says the same: see [`View::validate`].
+use super::regions::Dep;
 
 /// Entries of a view.
 pub const ENTRIES: usize = 1024;
 /// Entries of a view's victim buffer.
 const VICTIMS: usize = 8;
+/// Words of a bit map with a bit for each entry.
+const WORDS: usize = ENTRIES / 64;
 /// Number of views.
 pub const VIEWS: usize = 4;
 /// User view.
@@ -33,12 +39,16 @@ pub struct Entry {
     pub tag_w: u64,
     /// Host address of the page.
     pub host: usize,
-    /// Log2 of the mapped size in bits 7:0, bit 8 global.
+    /// Log2 of the mapped size in bits 7:0, bit 8 global, the protection key in bits 19:16.
     pub meta: u64,
 }
 
 /// `meta`: the page is global.
 pub const GLOBAL: u64 = 1 << 8;
+/// `meta`: a user page, whose protection key PKRU speaks of.
+pub const USER_PAGE: u64 = 1 << 9;
+/// `meta`: shift of the protection key.
+pub const KEY_SHIFT: u32 = 16;
 
 #[inline(always)]
 fn index(va: u64) -> usize {
@@ -53,100 +63,134 @@ fn blank(i: usize) -> Entry {
 }
 /// A tag that no page address equals, for the victim buffers.
 const NEVER: u64 = 1;
+const DEAD: Entry = Entry { tag_r: NEVER, tag_w: NEVER, host: 0, meta: 0 };
 
-/// All views of one processor.
-pub struct Tlb {
-    entries: Box<[Entry; ENTRIES * VIEWS]>,
-    victims: [[Entry; VICTIMS]; VIEWS],
-    next_victim: [usize; VIEWS],
-    /// Which groups of 32 entries may be valid.
-    touched: [u32; VIEWS],
+/// The entries of one view.
+pub struct View {
+    entries: Box<[Entry; ENTRIES]>,
+    deps: Box<[Dep; ENTRIES]>,
+    victims: [(Entry, Dep); VICTIMS],
+    next_victim: usize,
+    /// Which entries may be valid, and which of those are global.
+    valid: [u64; WORDS],
+    global: [u64; WORDS],
     /// Range of addresses that large pages were filled for; empty if `0` exceeds `1`.
     large: (u64, u64),
+    /// Hashes of the host pages that had a write tag since the view was empty.
+    stored: [u64; WORDS],
 }
 
-impl Default for Tlb {
+impl Default for View {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Tlb {
+/// Host address for a read of `len` bytes (1 to 4096), if this page is present and they do not cross it.
+///
+/// # Safety
+/// `base` is where a view's [`ENTRIES`] entries begin.
+#[inline(always)]
+pub unsafe fn read(base: *const Entry, va: u64, len: u64) -> Option<*mut u8> {
+    // SAFETY: `index` is below ENTRIES.
+    let e = unsafe { &*base.add(index(va)) };
+    let x = va ^ e.tag_r;
+    if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
+}
+
+/// Host address for a write.
+///
+/// # Safety
+/// As for [`read`].
+#[inline(always)]
+pub unsafe fn write(base: *const Entry, va: u64, len: u64) -> Option<*mut u8> {
+    // SAFETY: `index` is below ENTRIES.
+    let e = unsafe { &*base.add(index(va)) };
+    let x = va ^ e.tag_w;
+    if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
+}
+
+/// The indices of the bits that are set.
+fn each(mut bits: u64, w: usize, mut f: impl FnMut(usize)) {
+    while bits != 0 {
+        f(w * 64 + bits.trailing_zeros() as usize);
+        bits &= bits - 1;
+    }
+}
+
+impl View {
     /// An empty one.
     pub fn new() -> Self {
-        let entries: Vec<Entry> = (0..ENTRIES * VIEWS).map(|i| blank(i & (ENTRIES - 1))).collect();
-        let dead = Entry { tag_r: NEVER, tag_w: NEVER, host: 0, meta: 0 };
+        let entries: Vec<Entry> = (0..ENTRIES).map(blank).collect();
         Self {
             entries: entries.try_into().unwrap_or_else(|_| unreachable!("the length is a constant")),
-            victims: [[dead; VICTIMS]; VIEWS],
-            next_victim: [0; VIEWS],
-            touched: [0; VIEWS],
+            deps: Box::new([Dep::NONE; ENTRIES]),
+            victims: [(DEAD, Dep::NONE); VICTIMS],
+            next_victim: 0,
+            valid: [0; WORDS],
+            global: [0; WORDS],
             large: (1, 0),
+            stored: [0; WORDS],
         }
     }
 
-    /// Host address for a read of `len` bytes, if this page is present and they do not cross it.
-    /// `view` must be below [`VIEWS`] and `len` between 1 and 4096.
-    #[inline(always)]
-    pub fn read(&self, view: usize, va: u64, len: u64) -> Option<*mut u8> {
-        let e = self.entry(view, va);
-        let x = va ^ e.tag_r;
-        if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
+    /// Where the entries begin.
+    pub fn base(&mut self) -> *mut Entry {
+        self.entries.as_mut_ptr()
     }
 
-    /// Host address for a write.
-    #[inline(always)]
-    pub fn write(&self, view: usize, va: u64, len: u64) -> Option<*mut u8> {
-        let e = self.entry(view, va);
-        let x = va ^ e.tag_w;
-        if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
+    fn mark(&mut self, i: usize, meta: u64) {
+        let bit = 1 << (i & 63);
+        self.valid[i / 64] |= bit;
+        if meta & GLOBAL != 0 {
+            self.global[i / 64] |= bit;
+        } else {
+            self.global[i / 64] &= !bit;
+        }
     }
 
-    /// Where a view's entries begin.
-    pub fn base(&self, view: usize) -> *const Entry {
-        self.entry(view, 0)
-    }
-
-    #[inline(always)]
-    fn entry(&self, view: usize, va: u64) -> &Entry {
-        debug_assert!(view < VIEWS);
-        // SAFETY: `index` is below ENTRIES, and every caller's view is one of the constants
-        // above (kept by `Mmu::set_views`), so the sum is inside the array.
-        unsafe { self.entries.get_unchecked(view * ENTRIES + index(va)) }
+    fn drop_entry(&mut self, i: usize) {
+        self.entries[i] = blank(i);
+        self.valid[i / 64] &= !(1 << (i & 63));
     }
 
     /// Looks into the victim buffer and brings a find back; true if the main entry now may match.
-    pub fn recall(&mut self, view: usize, va: u64, write: bool) -> bool {
+    pub fn recall(&mut self, va: u64, write: bool) -> bool {
         let page = va & !0xfff;
         let tag = |e: &Entry| if write { e.tag_w } else { e.tag_r };
-        let Some(n) = self.victims[view].iter().position(|e| tag(e) == page) else { return false };
+        let Some(n) = self.victims.iter().position(|(e, _)| tag(e) == page) else { return false };
         let i = index(va);
-        let slot = &mut self.entries[view * ENTRIES + i];
-        let found = std::mem::replace(&mut self.victims[view][n], victim_of(slot, i));
-        *slot = main_of(found, i);
-        self.touched[view] |= 1 << (i / 32);
+        let out = (victim_of(&self.entries[i], i), self.deps[i]);
+        let (found, dep) = std::mem::replace(&mut self.victims[n], out);
+        self.entries[i] = main_of(found, i);
+        self.deps[i] = dep;
+        self.mark(i, found.meta);
         true
     }
 
     /// Adds a translation of the page of `va`; at least one of `read` and `write` is set.
-    pub fn fill(&mut self, view: usize, va: u64, host: usize, read: bool, write: bool, meta: u64) {
+    pub fn fill(&mut self, va: u64, host: usize, read: bool, write: bool, meta: u64, dep: Dep) {
         let (i, page) = (index(va), va & !0xfff);
-        let at = view * ENTRIES + i;
-        let old = self.entries[at];
+        let old = self.entries[i];
         if old.tag_r != page && old.tag_w != page && (old.tag_r != invalid(i) || old.tag_w != invalid(i)) {
-            let n = self.next_victim[view];
-            self.victims[view][n] = victim_of(&old, i);
-            self.next_victim[view] = (n + 1) % VICTIMS;
+            let n = self.next_victim;
+            self.victims[n] = (victim_of(&old, i), self.deps[i]);
+            self.next_victim = (n + 1) % VICTIMS;
         }
         // An older copy in the victim buffer may have other rights.
-        for e in &mut self.victims[view] {
+        for (e, _) in &mut self.victims {
             if e.tag_r == page || e.tag_w == page {
-                (e.tag_r, e.tag_w) = (NEVER, NEVER);
+                *e = DEAD;
             }
         }
         let tag = |on| if on { page } else { invalid(i) };
-        self.entries[at] = Entry { tag_r: tag(read), tag_w: tag(write), host, meta };
-        self.touched[view] |= 1 << (i / 32);
+        self.entries[i] = Entry { tag_r: tag(read), tag_w: tag(write), host, meta };
+        self.deps[i] = dep;
+        self.mark(i, meta);
+        if write {
+            let (w, bit) = hash(host);
+            self.stored[w] |= bit;
+        }
         let shift = meta & 0xff;
         if shift > 12 {
             let base = va >> shift << shift;
@@ -161,101 +205,151 @@ impl Tlb {
 
     /// Drops everything, or everything that is not global.
     pub fn flush(&mut self, keep_global: bool) {
-        for view in 0..VIEWS {
-            let mut left = 0;
-            let mut groups = self.touched[view];
-            while groups != 0 {
-                let g = groups.trailing_zeros() as usize;
-                groups &= groups - 1;
-                for i in g * 32..g * 32 + 32 {
-                    let e = &mut self.entries[view * ENTRIES + i];
-                    if keep_global && e.meta & GLOBAL != 0 {
-                        left |= 1 << g;
-                    } else {
-                        *e = blank(i);
-                    }
-                }
-            }
-            self.touched[view] = left;
-            for e in &mut self.victims[view] {
-                if !(keep_global && e.meta & GLOBAL != 0) {
-                    (e.tag_r, e.tag_w) = (NEVER, NEVER);
-                }
+        for w in 0..WORDS {
+            let kept = if keep_global { self.global[w] } else { 0 };
+            let entries = &mut self.entries;
+            each(self.valid[w] & !kept, w, |i| entries[i] = blank(i));
+            self.valid[w] &= kept;
+        }
+        for (e, _) in &mut self.victims {
+            if !(keep_global && e.meta & GLOBAL != 0) {
+                *e = DEAD;
             }
         }
         if !keep_global {
             self.large = (1, 0);
+            self.stored = [0; WORDS];
         }
+    }
+
+    /// Drops what is not global and no longer stands so in guest memory.
+    pub fn validate(&mut self, wide: bool) {
+        for w in 0..WORDS {
+            let (entries, deps, mut gone) = (&mut self.entries, &self.deps, 0);
+            each(self.valid[w] & !self.global[w], w, |i| {
+                if !deps[i].holds(wide) {
+                    entries[i] = blank(i);
+                    gone |= 1 << (i & 63);
+                }
+            });
+            self.valid[w] &= !gone;
+        }
+        for (e, dep) in &mut self.victims {
+            if e.meta & GLOBAL == 0 && (e.tag_r != NEVER || e.tag_w != NEVER) && !dep.holds(wide) {
+                *e = DEAD;
+            }
+        }
+    }
+
+    /// Takes over the global translations of another view.
+    pub fn copy_globals(&mut self, from: &Self) {
+        for w in 0..WORDS {
+            let bits = from.valid[w] & from.global[w];
+            each(bits, w, |i| {
+                self.entries[i] = from.entries[i];
+                self.deps[i] = from.deps[i];
+            });
+            self.valid[w] |= bits;
+            self.global[w] |= bits;
+            self.stored[w] |= from.stored[w];
+        }
+        self.large = match (self.large, from.large) {
+            (a, b) if b.0 > b.1 => a,
+            (a, b) if a.0 > a.1 => b,
+            (a, b) => (a.0.min(b.0), a.1.max(b.1)),
+        };
     }
 
     /// Drops the translations of one page, global or not; of a large page all its parts.
     pub fn flush_page(&mut self, va: u64) {
         let page = va & !0xfff;
-        let within_large = (self.large.0..=self.large.1).contains(&va);
-        for view in 0..VIEWS {
-            let i = index(va);
-            let e = &mut self.entries[view * ENTRIES + i];
-            if e.tag_r == page || e.tag_w == page {
-                *e = blank(i);
+        let i = index(va);
+        let e = &self.entries[i];
+        if e.tag_r == page || e.tag_w == page {
+            self.drop_entry(i);
+        }
+        for (e, _) in &mut self.victims {
+            if covers(e, va, NEVER) {
+                *e = DEAD;
             }
-            for e in &mut self.victims[view] {
-                if covers(e, va, NEVER) {
-                    (e.tag_r, e.tag_w) = (NEVER, NEVER);
-                }
-            }
-            if within_large {
-                self.sweep(view, |e, i| covers(e, va, invalid(i)));
-            }
+        }
+        if (self.large.0..=self.large.1).contains(&va) {
+            self.sweep(|e, i| covers(e, va, invalid(i)));
         }
     }
 
     /// Takes the right to store directly away from a host page (it now holds code, or is logged).
     pub fn protect(&mut self, host_page: usize) {
-        for view in 0..VIEWS {
-            let mut groups = self.touched[view];
-            while groups != 0 {
-                let g = groups.trailing_zeros() as usize;
-                groups &= groups - 1;
-                for i in g * 32..g * 32 + 32 {
-                    let e = &mut self.entries[view * ENTRIES + i];
-                    if e.host == host_page {
-                        e.tag_w = invalid(i);
-                    }
+        let (w, bit) = hash(host_page);
+        if self.stored[w] & bit == 0 {
+            return;
+        }
+        for w in 0..WORDS {
+            let entries = &mut self.entries;
+            each(self.valid[w], w, |i| {
+                if entries[i].host == host_page {
+                    entries[i].tag_w = invalid(i);
                 }
-            }
-            for e in self.victims[view].iter_mut().filter(|e| e.host == host_page) {
-                e.tag_w = NEVER;
-            }
+            });
+        }
+        for (e, _) in self.victims.iter_mut().filter(|(e, _)| e.host == host_page) {
+            e.tag_w = NEVER;
         }
     }
 
-    fn sweep(&mut self, view: usize, drop: impl Fn(&Entry, usize) -> bool) {
-        let mut groups = self.touched[view];
-        while groups != 0 {
-            let g = groups.trailing_zeros() as usize;
-            groups &= groups - 1;
-            for i in g * 32..g * 32 + 32 {
-                let e = &mut self.entries[view * ENTRIES + i];
-                if drop(e, i) {
-                    *e = blank(i);
-                }
-            }
+    /// Takes the right to store directly away from all pages.
+    pub fn protect_all(&mut self) {
+        for w in 0..WORDS {
+            let entries = &mut self.entries;
+            each(self.valid[w], w, |i| entries[i].tag_w = invalid(i));
+        }
+        for (e, _) in &mut self.victims {
+            e.tag_w = NEVER;
+        }
+        self.stored = [0; WORDS];
+    }
+
+    /// Drops the user pages whose protection key is in the set.
+    pub fn drop_keys(&mut self, keys: u32, user: bool) {
+        let hit =
+            |e: &Entry| keys >> (e.meta >> KEY_SHIFT & 15) & 1 != 0 && (e.meta & USER_PAGE != 0) == user;
+        self.sweep(|e, _| hit(e));
+        for (e, _) in self.victims.iter_mut().filter(|(e, _)| hit(e)) {
+            *e = DEAD;
         }
     }
 
-    /// The valid entries: view, linear page, readable, writable, log2 of the size, global.
-    pub fn list(&self) -> Vec<(usize, u64, bool, bool, u8, bool)> {
+    fn sweep(&mut self, drop: impl Fn(&Entry, usize) -> bool) {
+        for w in 0..WORDS {
+            let (entries, mut gone) = (&mut self.entries, 0);
+            each(self.valid[w], w, |i| {
+                if drop(&entries[i], i) {
+                    entries[i] = blank(i);
+                    gone |= 1 << (i & 63);
+                }
+            });
+            self.valid[w] &= !gone;
+        }
+    }
+
+    /// The valid entries: linear page, readable, writable, log2 of the size, global.
+    pub fn list(&self) -> Vec<(u64, bool, bool, u8, bool)> {
         let mut out = vec![];
-        for (at, e) in self.entries.iter().enumerate() {
-            let (view, i) = (at / ENTRIES, at % ENTRIES);
+        for (i, e) in self.entries.iter().enumerate() {
             let (r, w) = (e.tag_r != invalid(i), e.tag_w != invalid(i));
             if r || w {
                 let page = if r { e.tag_r } else { e.tag_w };
-                out.push((view, page, r, w, e.meta as u8, e.meta & GLOBAL != 0));
+                out.push((page, r, w, e.meta as u8, e.meta & GLOBAL != 0));
             }
         }
         out
     }
+}
+
+/// Where the bit of a host page stands in [`View::stored`].
+fn hash(host: usize) -> (usize, u64) {
+    let page = host >> 12;
+    (page / 64 % WORDS, 1 << (page & 63))
 }
 
 /// Whether an entry belongs to the page, of whatever size, that holds `va`.
@@ -278,70 +372,109 @@ fn main_of(e: Entry, i: usize) -> Entry {
 mod tests {
     use super::*;
 
+    fn rd(v: &mut View, va: u64, len: u64) -> Option<*mut u8> {
+        // SAFETY: the base is of this view.
+        unsafe { read(v.base(), va, len) }
+    }
+    fn wr(v: &mut View, va: u64, len: u64) -> Option<*mut u8> {
+        // SAFETY: the base is of this view.
+        unsafe { write(v.base(), va, len) }
+    }
+
     #[test]
-    fn an_empty_tlb_matches_no_address() {
-        let t = Tlb::new();
+    fn an_empty_view_matches_no_address() {
+        let mut t = View::new();
         for page in (0..4096).chain([0x8000, 1 << 40, (1 << 52) - 1, (1 << 36) - 1]) {
             for offset in [0, 8, 0xff8] {
                 let va = page << 12 | offset;
-                assert!(t.read(USER, va, 1).is_none() && t.write(SUPER, va, 1).is_none(), "{va:x}");
+                assert!(rd(&mut t, va, 1).is_none() && wr(&mut t, va, 1).is_none(), "{va:x}");
             }
         }
     }
 
     #[test]
     fn an_access_across_the_page_end_misses() {
-        let mut t = Tlb::new();
-        t.fill(USER, 0x5000, 0x10000, true, false, 12);
-        assert_eq!(t.read(USER, 0x5ff8, 8), Some(0x10ff8 as *mut u8));
-        assert_eq!(t.read(USER, 0x5ff9, 8), None);
-        assert_eq!(t.write(USER, 0x5ff8, 8), None);
-        assert_eq!(t.read(SUPER, 0x5000, 1), None);
+        let mut t = View::new();
+        t.fill(0x5000, 0x10000, true, false, 12, Dep::NONE);
+        assert_eq!(rd(&mut t, 0x5ff8, 8), Some(0x10ff8 as *mut u8));
+        assert_eq!(rd(&mut t, 0x5ff9, 8), None);
+        assert_eq!(wr(&mut t, 0x5ff8, 8), None);
     }
 
     #[test]
     fn a_displaced_entry_comes_back_from_the_victim_buffer() {
-        let mut t = Tlb::new();
-        t.fill(USER, 0x5000, 0x10000, true, true, 12);
-        t.fill(USER, 0x5000 + (1 << 22), 0x20000, true, true, 12);
-        assert_eq!(t.read(USER, 0x5000, 8), None);
-        assert!(t.recall(USER, 0x5000, true));
-        assert_eq!(t.write(USER, 0x5000, 8), Some(0x10000 as *mut u8));
-        assert!(t.recall(USER, 0x5000 + (1 << 22), false));
+        let mut t = View::new();
+        t.fill(0x5000, 0x10000, true, true, 12, Dep::NONE);
+        t.fill(0x5000 + (1 << 22), 0x20000, true, true, 12, Dep::NONE);
+        assert_eq!(rd(&mut t, 0x5000, 8), None);
+        assert!(t.recall(0x5000, true));
+        assert_eq!(wr(&mut t, 0x5000, 8), Some(0x10000 as *mut u8));
+        assert!(t.recall(0x5000 + (1 << 22), false));
         t.flush_page(0x5000);
-        assert!(!t.recall(USER, 0x5000, false));
+        assert!(!t.recall(0x5000, false));
     }
 
     #[test]
     fn a_flush_that_keeps_globals_keeps_only_them() {
-        let mut t = Tlb::new();
-        t.fill(SUPER, 0x5000, 0x10000, true, true, 12 | GLOBAL);
-        t.fill(SUPER, 0x6000, 0x20000, true, true, 12);
+        let mut t = View::new();
+        t.fill(0x5000, 0x10000, true, true, 12 | GLOBAL, Dep::NONE);
+        t.fill(0x6000, 0x20000, true, true, 12, Dep::NONE);
         t.flush(true);
-        assert!(t.read(SUPER, 0x5000, 1).is_some() && t.read(SUPER, 0x6000, 1).is_none());
+        assert!(rd(&mut t, 0x5000, 1).is_some() && rd(&mut t, 0x6000, 1).is_none());
+        let mut other = View::new();
+        other.fill(0x7000, 0x30000, true, true, 12, Dep::NONE);
+        other.copy_globals(&t);
+        assert!(rd(&mut other, 0x5000, 1).is_some() && rd(&mut other, 0x7000, 1).is_some());
         t.flush_page(0x5000);
-        assert!(t.read(SUPER, 0x5000, 1).is_none());
+        assert!(rd(&mut t, 0x5000, 1).is_none());
     }
 
     #[test]
     fn one_address_flushes_all_parts_of_a_large_page() {
-        let mut t = Tlb::new();
+        let mut t = View::new();
         for n in 0..4u64 {
-            t.fill(SUPER_ALL, 0x20_0000 + (n << 12), 0x10000 + (n << 12) as usize, true, true, 21);
+            t.fill(0x20_0000 + (n << 12), 0x10000 + (n << 12) as usize, true, true, 21, Dep::NONE);
         }
-        t.fill(SUPER_ALL, 0x40_5000, 0x90000, true, true, 21);
+        t.fill(0x40_5000, 0x90000, true, true, 21, Dep::NONE);
         t.flush_page(0x20_3000);
-        assert!((0..4u64).all(|n| t.read(SUPER_ALL, 0x20_0000 + (n << 12), 1).is_none()));
-        assert!(t.read(SUPER_ALL, 0x40_5000, 1).is_some());
+        assert!((0..4u64).all(|n| rd(&mut t, 0x20_0000 + (n << 12), 1).is_none()));
+        assert!(rd(&mut t, 0x40_5000, 1).is_some());
     }
 
     #[test]
     fn a_protected_page_is_still_read() {
-        let mut t = Tlb::new();
-        t.fill(USER, 0x5000, 0x10000, true, true, 12);
-        t.fill(SUPER, 0x9000, 0x10000, true, true, 12);
+        let mut t = View::new();
+        t.fill(0x5000, 0x10000, true, true, 12, Dep::NONE);
+        t.fill(0x9000, 0x10000, true, true, 12, Dep::NONE);
+        t.fill(0xa000, 0x11000, true, true, 12, Dep::NONE);
         t.protect(0x10000);
-        assert!(t.write(USER, 0x5000, 1).is_none() && t.write(SUPER, 0x9000, 1).is_none());
-        assert!(t.read(USER, 0x5000, 1).is_some() && t.read(SUPER, 0x9000, 1).is_some());
+        assert!(wr(&mut t, 0x5000, 1).is_none() && wr(&mut t, 0x9000, 1).is_none());
+        assert!(rd(&mut t, 0x5000, 1).is_some() && wr(&mut t, 0xa000, 1).is_some());
+        t.protect_all();
+        assert!(wr(&mut t, 0xa000, 1).is_none() && rd(&mut t, 0xa000, 1).is_some());
+    }
+
+    #[test]
+    fn validation_drops_what_the_tables_no_longer_say() {
+        let mut t = View::new();
+        let mut table = [1u64, 2, 3];
+        let p = &raw mut table;
+        for (n, meta) in [12, 12, 12 | GLOBAL].into_iter().enumerate() {
+            // SAFETY: inside of the array.
+            let at = unsafe { p.cast::<u64>().add(n) };
+            t.fill(
+                0x5000 + (n as u64) * 0x1000,
+                0x10000,
+                true,
+                true,
+                meta,
+                Dep::new(at.cast(), n as u64 + 1),
+            );
+        }
+        // SAFETY: the array is alive, and only reached through this pointer.
+        unsafe { *p = [1, 9, 9] };
+        t.validate(true);
+        assert!(rd(&mut t, 0x5000, 1).is_some() && rd(&mut t, 0x6000, 1).is_none());
+        assert!(rd(&mut t, 0x7000, 1).is_some(), "global");
     }
 }

@@ -88,6 +88,17 @@ impl Context {
     }
 }
 
+impl Context {
+    /// Takes over CR3 and the PDPTEs.
+    pub fn load(&mut self, c3: u64, pdpte: [u64; 4]) {
+        self.root = match self.mode {
+            Mode::FourLevel | Mode::FiveLevel => c3 & paging::ADDRESS,
+            _ => c3 & 0xffff_f000,
+        };
+        self.pdpte = pdpte;
+    }
+}
+
 /// What is wanted of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Want {
@@ -131,9 +142,33 @@ pub trait TableMemory {
 }
 
 impl Page {
-    fn flat(va: u64) -> Self {
+    pub(super) fn flat(va: u64) -> Self {
         let phys = va & !0xfff;
         Self { phys, shift: 30, user: true, writable: true, nx: false, global: false, dirty: true, key: 0 }
+    }
+
+    /// What an entry that maps a page says of the page of `va`; `user`, `writable` and `nx` are those of all levels.
+    #[inline]
+    pub fn of(ctx: &Context, va: u64, leaf: u64, shift: u8, user: bool, writable: bool, nx: bool) -> Self {
+        let wide = ctx.mode != Mode::Legacy;
+        let inside = va & ((1 << shift) - 1) & !0xfff;
+        let base = if wide {
+            leaf & paging::ADDRESS & !((1 << shift) - 1)
+        } else if shift == 22 {
+            leaf & 0xffc0_0000 | (leaf >> 13 & 0xff) << 32
+        } else {
+            leaf & 0xffff_f000
+        };
+        Self {
+            phys: base | inside,
+            shift,
+            user,
+            writable,
+            nx: nx && ctx.nxe,
+            global: ctx.pge && leaf & paging::G != 0,
+            dirty: leaf & paging::D != 0,
+            key: if wide { (leaf >> paging::KEY_SHIFT & 15) as u8 } else { 0 },
+        }
     }
 
     /// Whether the page allows the access, by the rules that `ctx` sets.
@@ -165,6 +200,37 @@ pub fn walk<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Result
     if ctx.mode == Mode::Off {
         return Ok(Page::flat(va & 0xffff_ffff));
     }
+    trace(m, ctx, va, want).map(|path| path.page)
+}
+
+/// A walk that succeeded: the entries that it went through, as it left them.
+pub struct Path {
+    /// The translation.
+    pub page: Page,
+    /// By level, from the last table up.
+    entries: [Entry; 5],
+    /// Level of the entry that maps the page, and log2 of the page's size.
+    pub level: u8,
+    /// The same.
+    pub shift: u32,
+    /// Level of the first table.
+    pub top: u8,
+}
+
+impl Path {
+    /// The entry of a level, 1 for a page table.
+    pub fn at(&self, level: u8) -> &Entry {
+        &self.entries[usize::from(level) - 1]
+    }
+
+    /// The entry that maps the page.
+    pub fn leaf(&self) -> &Entry {
+        self.at(self.level)
+    }
+}
+
+/// As [`walk`], with paging on.
+pub fn trace<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Result<Path, u32> {
     loop {
         if let Some(result) = attempt(m, ctx, va, want) {
             return result;
@@ -174,13 +240,15 @@ pub fn walk<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Result
 
 /// Where an entry was read.
 #[derive(Clone, Copy, Default)]
-struct Entry {
-    at: u64,
-    value: u64,
+pub struct Entry {
+    /// Physical address.
+    pub at: u64,
+    /// What it says.
+    pub value: u64,
 }
 
 /// One walk; `None` if an entry changed under it.
-fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<Result<Page, u32>> {
+fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<Result<Path, u32>> {
     let mut code = if want.write { error::PF_W } else { 0 };
     if want.user {
         code |= error::PF_U;
@@ -249,41 +317,32 @@ struct Leaf {
 }
 
 /// Checks the rights, marks the entries, and makes the result.
-fn finish<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want, l: Leaf) -> Option<Result<Page, u32>> {
+fn finish<M: TableMemory>(
+    m: &M,
+    ctx: &Context,
+    va: u64,
+    want: Want,
+    mut l: Leaf,
+) -> Option<Result<Path, u32>> {
     let wide = ctx.mode != Mode::Legacy;
     let leaf = l.path[usize::from(l.level) - 1].value;
-    let inside = va & ((1 << l.shift) - 1) & !0xfff;
-    let base = if wide {
-        leaf & paging::ADDRESS & !((1 << l.shift) - 1)
-    } else if l.shift == 22 {
-        leaf & 0xffc0_0000 | (leaf >> 13 & 0xff) << 32
-    } else {
-        leaf & 0xffff_f000
-    };
-    let page = Page {
-        phys: base | inside,
-        shift: l.shift as u8,
-        user: l.user,
-        writable: l.writable,
-        nx: l.nx && ctx.nxe,
-        global: ctx.pge && leaf & paging::G != 0,
-        dirty: leaf & paging::D != 0 || want.write,
-        key: if wide { (leaf >> paging::KEY_SHIFT & 15) as u8 } else { 0 },
-    };
+    let mut page = Page::of(ctx, va, leaf, l.shift as u8, l.user, l.writable, l.nx);
+    page.dirty |= want.write;
     let refused = page.key_refuses(ctx, want);
     if refused || !page.rights_allow(ctx, want) {
         let key = if refused { error::PF_PK } else { 0 };
         return Some(Err(l.code | error::PF_P | key));
     }
     for level in (l.level..=l.top).rev() {
-        let e = l.path[usize::from(level) - 1];
+        let e = &mut l.path[usize::from(level) - 1];
         let dirty = if level == l.level && want.write { paging::D } else { 0 };
         let new = e.value | paging::A | dirty;
         if new != e.value && !m.update(e.at, wide, e.value, new) {
             return None;
         }
+        e.value = new;
     }
-    Some(Ok(page))
+    Some(Ok(Path { page, entries: l.path, level: l.level, shift: l.shift, top: l.top }))
 }
 
 #[cfg(test)]
