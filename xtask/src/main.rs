@@ -16,6 +16,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   test [ARGS]            fetch what the tests need and run them all; ARGS go to cargo test
   ci                     what .ci/run does: formatting, lints, documentation, tests
   bench cpu [OPTIONS]    the host, our engine and QEMU beside each other, test by test; --help lists the options
+  bench boot [OPTIONS]   boots on our engine and on QEMU: CPU, wall, time to /init, memory
   bench interp           guest instructions per second, boot time against QEMU's, memory
   bench ports            port and MMIO dispatches per second into a device
   fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter, with and without host functions
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         ["test", rest @ ..] => test(rest),
         ["ci"] => ci(),
         ["bench", "cpu", rest @ ..] => bench::cpu::run(rest),
+        ["bench", "boot", rest @ ..] => bench::boot::run(rest),
         ["bench", "interp", rest @ ..] => bench_interp(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
         ["fuzz", "cpu", rest @ ..] if rest.contains(&"--mutate") => mutants(rest),

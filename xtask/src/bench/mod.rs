@@ -1,5 +1,6 @@
 //! Benchmarks that run whole programs beside each other: ours, QEMU's, and the host itself.
 
+pub mod boot;
 pub mod cpu;
 mod guest;
 mod report;
