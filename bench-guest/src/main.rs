@@ -45,6 +45,16 @@ fn main() {
     if first {
         os::mount_all();
     }
+    if words.iter().any(|word| word == "--sleep") {
+        sleeps();
+        if first {
+            os::power_off();
+        }
+        return;
+    }
+    if words.iter().any(|word| word == "--spin") {
+        spin();
+    }
     let percent = words.iter().find_map(|w| w.strip_suffix('%')?.parse().ok()).unwrap_or(100);
     let wanted: Vec<&str> = words.iter().map(String::as_str).filter(|w| !w.ends_with('%')).collect();
     say(&format!("start {}", clock_source()));
@@ -72,6 +82,35 @@ fn main() {
 fn say(text: &str) {
     os::write(1, format!("bench: {text}\n").as_bytes());
     os::drain(1);
+}
+
+/// Two thousand sleeps of 200 microseconds: the median and the 99th percentile of what they took, in nanoseconds.
+fn sleeps() {
+    let mut took: Vec<u64> = (0..2000)
+        .map(|_| {
+            let start = os::now();
+            std::thread::sleep(std::time::Duration::from_micros(200));
+            os::now() - start
+        })
+        .collect();
+    took.sort_unstable();
+    say(&format!("sleep {} {}", took[took.len() / 2], took[took.len() * 99 / 100]));
+}
+
+/// Keeps every processor busy for ever.
+fn spin() -> ! {
+    let others = os::processors().len() - 1;
+    (0..others).for_each(|_| drop(std::thread::spawn(|| work(u64::MAX))));
+    say("spins");
+    loop {
+        work(u64::MAX);
+    }
+}
+
+fn work(rounds: u64) {
+    for i in 0..rounds {
+        std::hint::black_box(i);
+    }
 }
 
 /// What the kernel reads time from, since some tests depend on it.

@@ -3,6 +3,7 @@
 pub mod boot;
 pub mod cpu;
 mod guest;
+pub mod latency;
 mod report;
 
 use std::path::PathBuf;
