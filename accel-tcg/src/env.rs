@@ -264,6 +264,13 @@ impl Cpu {
         if self.vm.config.model.has(Feature::La57) { is_canonical_57(va) } else { is_canonical(va) }
     }
 
+    /// The same as [`Self::mode_changed`] after a change of CS, SS and RFLAGS alone.
+    #[inline]
+    pub fn segments_changed(&mut self) {
+        self.env.segments_changed();
+        self.view_changed();
+    }
+
     /// Recomputes the mode key and the view of memory that goes with it.
     pub fn mode_changed(&mut self) {
         self.env.update_mode_key();

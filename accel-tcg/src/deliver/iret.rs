@@ -1,6 +1,6 @@
 //! IRET in its variants (vol. 2, IRET).
 use super::far::{code_target, fits};
-use super::task;
+use super::{quick, task};
 use crate::env::{Cpu, Exec, Fault};
 use crate::helpers::seg::{fault, null_stack};
 use crate::helpers::system::{pop_virtual_flags, v86_extended};
@@ -34,11 +34,15 @@ pub fn iret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         }
         return task::back(cpu, a.next_rip);
     }
+    if k & key::L64 != 0 && a.size == 8 && quick::iretq(cpu).is_some() {
+        return Ok(Flow::Jumped);
+    }
     iret_protected(cpu, a.size)
 }
 
-/// Sets the flags that IRET and POPF may change at this operand size and privilege.
-pub(crate) fn set_flags(cpu: &mut Cpu, value: u64, size: u8, keep: u64) {
+/// The flags that IRET and POPF may change at this operand size and privilege.
+#[inline]
+pub(super) fn flags_changed(cpu: &Cpu, size: u8) -> u64 {
     let cpl = cpu.env.cpl();
     let mut change = rflags::STATUS | rflags::TF | rflags::DF | rflags::NT;
     if size > 2 {
@@ -54,7 +58,12 @@ pub(crate) fn set_flags(cpu: &mut Cpu, value: u64, size: u8, keep: u64) {
             change |= rflags::VIF | rflags::VIP;
         }
     }
-    let change = change & !keep;
+    change
+}
+
+/// Sets the flags that IRET and POPF may change, but those to be kept.
+pub(crate) fn set_flags(cpu: &mut Cpu, value: u64, size: u8, keep: u64) {
+    let change = flags_changed(cpu, size) & !keep;
     let new = cpu.env.rflags() & !change | value & change;
     cpu.env.set_rflags(new);
 }

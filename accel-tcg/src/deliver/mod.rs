@@ -5,6 +5,7 @@
 //! the pair table (vol. 3, table 6-5). The second commits and cannot fault.
 pub mod far;
 pub mod iret;
+mod quick;
 pub mod sys;
 pub(crate) mod task;
 #[cfg(test)]
@@ -195,6 +196,9 @@ impl Frame {
 }
 
 fn attempt(cpu: &mut Cpu, e: &Event) -> Exec<()> {
+    if quick::enter(cpu, e).is_some() {
+        return Ok(());
+    }
     if cpu.env.cr0 & cr0::PE == 0 { attempt_real(cpu, e) } else { attempt_protected(cpu, e) }
 }
 
@@ -350,7 +354,7 @@ fn enter_long(cpu: &mut Cpu, e: &Event, t: &Target, ext: u32) -> Exec<()> {
     if inner {
         cpu.env.seg[SS] = null_stack(t.cpl.into(), t.cpl);
     }
-    cpu.mode_changed();
+    cpu.segments_changed();
     Ok(())
 }
 

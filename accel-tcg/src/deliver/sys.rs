@@ -46,7 +46,7 @@ pub fn syscall(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     }
     env.seg[SS] = flat(cs.wrapping_add(8), DATA);
     step_by_new_flags(cpu);
-    cpu.mode_changed();
+    cpu.segments_changed();
     Ok(Flow::Jumped)
 }
 
@@ -87,7 +87,7 @@ pub fn sysret(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     }
     env.seg[SS] = flat(base.wrapping_add(8) | 3, DATA | DPL3);
     step_by_new_flags(cpu);
-    cpu.mode_changed();
+    cpu.segments_changed();
     Ok(Flow::Jumped)
 }
 

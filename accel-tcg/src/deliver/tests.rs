@@ -510,3 +510,121 @@ fn attributes_of_a_null_stack_carry_the_level() {
     deliver(&mut cpu, external(0x30)).unwrap();
     assert_eq!(cpu.env.seg[SS].attr, Attr::from_bits(0x1_0000));
 }
+
+/// A machine of long mode with everything that a delivery reads, at cold addresses.
+fn long_bed(cpl: u8) -> (TestBed, Cpu) {
+    use anura_x86::desc::tss64;
+    let t = TestBed::new(4 << 20, "max");
+    let mut next = 0x11000;
+    for page in 0x30..0x3a {
+        t.map_page(0x10000, &mut next, page << 12, page << 12 | 7);
+    }
+    let mut cpu = t.cpu();
+    crate::testbed::enter_long_mode(&mut cpu, 0x10000, cpl);
+    for (n, d) in [(2, 0x00af_9b00_0000_ffffu64), (3, 0x00cf_9300_0000_ffff)] {
+        t.put(0x30000 + n * 8, d);
+        // The same for user mode.
+        t.put(0x30000 + (n + 3) * 8, d | 3 << 45);
+    }
+    for n in 0..32 {
+        let (kind, ist) = (if n == 3 { 0xef00u64 } else { 0x8e00 }, if n == 8 { 1u64 } else { 0 });
+        t.put(0x31000 + n * 16, 0x5678 | 0x10 << 16 | (kind | ist) << 32 | 0x1234 << 48);
+        t.put(0x31000 + n * 16 + 8, 0xffff_8000);
+    }
+    t.put(0x32000 + tss64::RSP0, 0x33ffc);
+    t.put(0x32000 + tss64::IST1, 0x34800);
+    cpu.env.gdtr = TableReg { base: 0x30000, limit: 0x3f };
+    cpu.env.idtr = TableReg { base: 0x31000, limit: 0x1ff };
+    cpu.env.tr = Segment::new(0x40, 0x32000, 0x67, 0x8b);
+    if cpl == 3 {
+        cpu.env.seg[CS].selector = 0x2b;
+        cpu.env.seg[SS].selector = 0x33;
+    }
+    cpu.env.gpr[4] = 0x35f03;
+    cpu.env.rip = 0x12_3456;
+    cpu.env.eflags_sys = rflags::IF | rflags::AC | rflags::IOPL;
+    cpu.mode_changed();
+    (t, cpu)
+}
+
+#[test]
+fn a_delivery_and_a_return_leave_the_same_whether_the_tlb_knows_all_or_nothing() {
+    use crate::helpers::HelperArgs;
+    for cpl in [0, 3] {
+        for vector in [3, 6, 8, 13, 14, 31] {
+            let (t, mut cpu) = long_bed(cpl);
+            let start = cpu.save_state();
+            let event = match vector {
+                3 => software(3, EventKind::SoftwareException, 0x777),
+                8 | 13 => Fault::with_error(vector, 0x18).into(),
+                14 => Fault::page(0x1234_5678, 4).into(),
+                31 => external(31),
+                _ => Fault::new(vector).into(),
+            };
+            let mut results = vec![];
+            for hot in [false, true] {
+                cpu.load_state(&start);
+                if hot {
+                    // One round fills the TLB; writes too, so that stores hit.
+                    deliver(&mut cpu, event).unwrap();
+                    cpu.env.load(&start);
+                    cpu.mode_changed();
+                    assert!(cpu.peek::<u64>(0x31000, View::Super).is_some());
+                    for page in [0x33000, 0x34000, 0x35000] {
+                        t.ram.fill(page, 0x1000, 0);
+                    }
+                }
+                deliver(&mut cpu, event).unwrap();
+                let entered = cpu.save_state();
+                let frame: Vec<u64> = (0..7).map(|n| t.get(cpu.env.gpr[4] + n * 8)).collect();
+                if event.error.is_some() {
+                    cpu.env.gpr[4] += 8;
+                }
+                if !hot {
+                    cpu.mmu.flush_all();
+                }
+                iret::iret(&mut cpu, &HelperArgs { size: 8, ..Default::default() }).unwrap();
+                results.push((entered, frame, cpu.save_state()));
+            }
+            assert_eq!(results[0], results[1], "vector {vector} from level {cpl}");
+            let back = &results[0].2;
+            assert_eq!(
+                (back.gpr[4], back.seg[CS], back.seg[SS]),
+                (start.gpr[4], start.seg[CS], start.seg[SS])
+            );
+        }
+    }
+}
+
+#[test]
+fn the_quick_return_leaves_bad_frames_to_the_slow_one() {
+    use crate::helpers::HelperArgs;
+    // CS, SS, RIP; the fault.
+    let cases: &[(u64, u64, u64, Fault)] = &[
+        (0x10, 0x18, 1 << 47, Fault::GP0),
+        (0, 0x18, 0x1000, Fault::GP0),
+        (0x10, 0x1b, 0x1000, Fault::gp(0x18)),
+        (0x18, 0x18, 0x1000, Fault::gp(0x18)),
+        (0x2b, 0, 0x1000, Fault::GP0),
+        (0x28, 0x30, 0x1000, Fault::gp(0x28)),
+        (0x10, 0x10, 0x1000, Fault::gp(0x10)),
+        (0x78, 0x18, 0x1000, Fault::gp(0x78)),
+    ];
+    for (cs, ss, rip, fault) in cases {
+        for hot in [false, true] {
+            let (t, mut cpu) = long_bed(0);
+            for (n, w) in [*rip, *cs, 2, 0x35000, *ss].into_iter().enumerate() {
+                t.put(0x35f00 + n as u64 * 8, w);
+            }
+            cpu.env.gpr[4] = 0x35f00;
+            if hot {
+                for page in [0x30000, 0x35000] {
+                    cpu.read_u64(page, View::Super).unwrap();
+                }
+            }
+            let got = iret::iret(&mut cpu, &HelperArgs { size: 8, ..Default::default() });
+            assert_eq!(got, Err(*fault), "cs {cs:x} ss {ss:x} rip {rip:x}");
+            assert_eq!(cpu.env.gpr[4], 0x35f00);
+        }
+    }
+}

@@ -98,7 +98,7 @@ impl Cpu {
             } else {
                 self.env.seg[index] = Segment::null(selector);
             }
-            self.mode_changed();
+            self.data_segment_changed();
             return Ok(());
         }
         let d = self.read_descriptor(selector, gp)?;
@@ -126,8 +126,16 @@ impl Cpu {
         }
         self.mark_accessed(selector, d)?;
         self.set_segment(index, selector, d);
-        self.mode_changed();
+        self.data_segment_changed();
         Ok(())
+    }
+
+    /// In 64-bit code nothing depends on the segments of data, and SS keeps its DPL.
+    #[inline]
+    fn data_segment_changed(&mut self) {
+        if !self.env.is_64bit() {
+            self.mode_changed();
+        }
     }
 
     /// After a return to an outer level: data segments that it may not use become null.

@@ -149,6 +149,33 @@ impl Cpu {
         }
     }
 
+    /// The fast path of [`Self::read`] alone, for any view.
+    #[inline(always)]
+    pub(crate) fn peek<T: Scalar>(&self, va: u64, view: View) -> Option<T> {
+        // SAFETY: as in `read`.
+        self.hit_read(view, va, T::LEN).map(|p| unsafe { p.cast::<Unaligned<T>>().read_volatile().0 })
+    }
+
+    /// Reads words that lie in one page, if the TLB has it.
+    #[inline(always)]
+    pub(crate) fn peek_words<const N: usize>(&self, va: u64, view: View) -> Option<[u64; N]> {
+        let p = self.hit_read(view, va, N as u64 * 8)?.cast::<Unaligned<u64>>();
+        // SAFETY: the TLB says that all bytes are RAM in one page; others may write there, hence volatile.
+        Some(std::array::from_fn(|n| unsafe { p.add(n).read_volatile().0 }))
+    }
+
+    /// Writes words that lie in one page, if the TLB has it.
+    #[inline(always)]
+    pub(crate) fn poke_words<const N: usize>(&self, va: u64, words: [u64; N], view: View) -> bool {
+        let Some(p) = self.hit_write(view, va, N as u64 * 8) else { return false };
+        let p = p.cast::<Unaligned<u64>>();
+        for (n, w) in words.into_iter().enumerate() {
+            // SAFETY: as above, and the write tag says that nobody watches the page.
+            unsafe { p.add(n).write_volatile(Unaligned(w)) };
+        }
+        true
+    }
+
     /// Where `len` bytes may be written directly, if the TLB knows.
     #[inline(always)]
     pub fn try_write_ptr(&self, va: u64, len: u64) -> Option<*mut u8> {

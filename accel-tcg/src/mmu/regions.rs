@@ -6,6 +6,7 @@
 //! paging must not have changed.
 use super::walk::{Context, Page, Path, Want};
 use anura_x86::paging::{self, Mode};
+use anura_x86::regs::error;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A table entry in guest memory, and what it said.
@@ -144,9 +145,10 @@ impl Regions {
         (i as usize & (REGIONS - 1), tag)
     }
 
-    /// Translates `va` if the tables allow the access as they stand; the walker must find out otherwise.
+    /// Translates `va`, or gives the error code of the page fault. `None` if this is not known here, or tables must be
+    /// marked: the walker's work.
     #[inline]
-    pub fn look(&self, ctx: &Context, va: u64, want: Want) -> Option<Hit> {
+    pub fn look(&self, ctx: &Context, va: u64, want: Want) -> Option<Result<Hit, u32>> {
         let root = top(ctx, va);
         let (region, tag) = self.place(root, va);
         let r = &self.entries[region];
@@ -161,18 +163,17 @@ impl Regions {
             let at = unsafe { r.table.add(at) };
             // SAFETY: as above.
             let value = unsafe { load(at, self.wide) };
+            if value & paging::P == 0 {
+                return Some(Err(want.code(ctx)));
+            }
             if value & self.reserved != 0 {
-                return None;
+                return Some(Err(want.code(ctx) | error::PF_P | error::PF_RSVD));
             }
             (Dep::new(at, value), 12)
         } else {
             (r.above[usize::from(r.len) - 1], r.large)
         };
         let v = dep.value;
-        let needed = paging::P | paging::A | if want.write { paging::D } else { 0 };
-        if v & needed != needed {
-            return None;
-        }
         let leaf = r.large == 0;
         let page = Page::of(
             ctx,
@@ -183,7 +184,11 @@ impl Regions {
             r.writable && (!leaf || v & paging::RW != 0),
             r.nx || leaf && self.wide && v & paging::NX != 0,
         );
-        page.allows(ctx, want).then_some(Hit { page, dep, region })
+        if let Some(refused) = page.refuses(ctx, want) {
+            return Some(Err(want.code(ctx) | refused));
+        }
+        let needed = paging::A | if want.write { paging::D } else { 0 };
+        (v & needed == needed).then_some(Ok(Hit { page, dep, region }))
     }
 
     /// Remembers a walk that succeeded. `host` gives the address of whole pages of RAM.

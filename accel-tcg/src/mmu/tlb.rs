@@ -69,6 +69,8 @@ const DEAD: Entry = Entry { tag_r: NEVER, tag_w: NEVER, host: 0, meta: 0 };
 pub struct View {
     entries: Box<[Entry; ENTRIES]>,
     deps: Box<[Dep; ENTRIES]>,
+    /// The victims' pages, or [`NEVER`], and the victims.
+    pages: [u64; VICTIMS],
     victims: [(Entry, Dep); VICTIMS],
     next_victim: usize,
     /// Which entries may be valid, and which of those are global.
@@ -125,6 +127,7 @@ impl View {
         Self {
             entries: entries.try_into().unwrap_or_else(|_| unreachable!("the length is a constant")),
             deps: Box::new([Dep::NONE; ENTRIES]),
+            pages: [NEVER; VICTIMS],
             victims: [(DEAD, Dep::NONE); VICTIMS],
             next_victim: 0,
             valid: [0; WORDS],
@@ -149,19 +152,38 @@ impl View {
         }
     }
 
+    fn kill(&mut self, n: usize) {
+        self.pages[n] = NEVER;
+        self.victims[n].0 = DEAD;
+    }
+
+    /// Drops the victims that are meant.
+    fn kill_those(&mut self, mut hit: impl FnMut(&Entry, &Dep) -> bool) {
+        for n in 0..VICTIMS {
+            if self.pages[n] != NEVER && hit(&self.victims[n].0, &self.victims[n].1) {
+                self.kill(n);
+            }
+        }
+    }
+
     fn drop_entry(&mut self, i: usize) {
         self.entries[i] = blank(i);
         self.valid[i / 64] &= !(1 << (i & 63));
     }
 
     /// Looks into the victim buffer and brings a find back; true if the main entry now may match.
+    #[inline]
     pub fn recall(&mut self, va: u64, write: bool) -> bool {
         let page = va & !0xfff;
-        let tag = |e: &Entry| if write { e.tag_w } else { e.tag_r };
-        let Some(n) = self.victims.iter().position(|(e, _)| tag(e) == page) else { return false };
+        let Some(n) = self.pages.iter().position(|p| *p == page) else { return false };
+        let (found, dep) = self.victims[n];
+        if write && found.tag_w != page || !write && found.tag_r != page {
+            return false;
+        }
         let i = index(va);
-        let out = (victim_of(&self.entries[i], i), self.deps[i]);
-        let (found, dep) = std::mem::replace(&mut self.victims[n], out);
+        let out = victim_of(&self.entries[i], i);
+        self.pages[n] = page_of(&out);
+        self.victims[n] = (out, self.deps[i]);
         self.entries[i] = main_of(found, i);
         self.deps[i] = dep;
         self.mark(i, found.meta);
@@ -171,17 +193,17 @@ impl View {
     /// Adds a translation of the page of `va`; at least one of `read` and `write` is set.
     pub fn fill(&mut self, va: u64, host: usize, read: bool, write: bool, meta: u64, dep: Dep) {
         let (i, page) = (index(va), va & !0xfff);
+        // An older copy in the victim buffer may have other rights.
+        if let Some(n) = self.pages.iter().position(|p| *p == page) {
+            self.kill(n);
+        }
         let old = self.entries[i];
         if old.tag_r != page && old.tag_w != page && (old.tag_r != invalid(i) || old.tag_w != invalid(i)) {
             let n = self.next_victim;
-            self.victims[n] = (victim_of(&old, i), self.deps[i]);
+            let out = victim_of(&old, i);
+            self.pages[n] = page_of(&out);
+            self.victims[n] = (out, self.deps[i]);
             self.next_victim = (n + 1) % VICTIMS;
-        }
-        // An older copy in the victim buffer may have other rights.
-        for (e, _) in &mut self.victims {
-            if e.tag_r == page || e.tag_w == page {
-                *e = DEAD;
-            }
         }
         let tag = |on| if on { page } else { invalid(i) };
         self.entries[i] = Entry { tag_r: tag(read), tag_w: tag(write), host, meta };
@@ -211,11 +233,7 @@ impl View {
             each(self.valid[w] & !kept, w, |i| entries[i] = blank(i));
             self.valid[w] &= kept;
         }
-        for (e, _) in &mut self.victims {
-            if !(keep_global && e.meta & GLOBAL != 0) {
-                *e = DEAD;
-            }
-        }
+        self.kill_those(|e, _| !(keep_global && e.meta & GLOBAL != 0));
         if !keep_global {
             self.large = (1, 0);
             self.stored = [0; WORDS];
@@ -234,11 +252,7 @@ impl View {
             });
             self.valid[w] &= !gone;
         }
-        for (e, dep) in &mut self.victims {
-            if e.meta & GLOBAL == 0 && (e.tag_r != NEVER || e.tag_w != NEVER) && !dep.holds(wide) {
-                *e = DEAD;
-            }
-        }
+        self.kill_those(|e, dep| e.meta & GLOBAL == 0 && !dep.holds(wide));
     }
 
     /// Takes over the global translations of another view.
@@ -268,12 +282,11 @@ impl View {
         if e.tag_r == page || e.tag_w == page {
             self.drop_entry(i);
         }
-        for (e, _) in &mut self.victims {
-            if covers(e, va, NEVER) {
-                *e = DEAD;
-            }
+        if let Some(n) = self.pages.iter().position(|p| *p == page) {
+            self.kill(n);
         }
         if (self.large.0..=self.large.1).contains(&va) {
+            self.kill_those(|e, _| covers(e, va, NEVER));
             self.sweep(|e, i| covers(e, va, invalid(i)));
         }
     }
@@ -314,9 +327,7 @@ impl View {
         let hit =
             |e: &Entry| keys >> (e.meta >> KEY_SHIFT & 15) & 1 != 0 && (e.meta & USER_PAGE != 0) == user;
         self.sweep(|e, _| hit(e));
-        for (e, _) in self.victims.iter_mut().filter(|(e, _)| hit(e)) {
-            *e = DEAD;
-        }
+        self.kill_those(|e, _| hit(e));
     }
 
     fn sweep(&mut self, drop: impl Fn(&Entry, usize) -> bool) {
@@ -357,6 +368,11 @@ fn covers(e: &Entry, va: u64, dead: u64) -> bool {
     let shift = e.meta & 0xff;
     let same = |tag: u64| tag != dead && shift >= 12 && (tag ^ va) >> shift == 0;
     same(e.tag_r) || same(e.tag_w)
+}
+
+/// The page of a victim.
+fn page_of(e: &Entry) -> u64 {
+    if e.tag_r != NEVER { e.tag_r } else { e.tag_w }
 }
 
 fn victim_of(e: &Entry, i: usize) -> Entry {

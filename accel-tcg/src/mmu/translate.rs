@@ -19,7 +19,7 @@ impl Mmu {
             return Ok((Page::flat(va & 0xffff_ffff), None));
         }
         match self.regions.look(&self.context, va, want) {
-            Some(hit) => Ok((hit.page, Some(hit))),
+            Some(hit) => hit.map(|hit| (hit.page, Some(hit))),
             None => self.resolve_slow(va, want),
         }
     }

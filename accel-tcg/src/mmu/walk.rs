@@ -112,6 +112,16 @@ pub struct Want {
     pub ac: bool,
 }
 
+impl Want {
+    /// The part of a page fault's error code that says what was wanted.
+    pub fn code(&self, ctx: &Context) -> u32 {
+        let on = |on: bool, bit: u32| if on { bit } else { 0 };
+        on(self.write, error::PF_W)
+            | on(self.user, error::PF_U)
+            | on(self.fetch && (ctx.smep || ctx.nxe && ctx.mode != Mode::Legacy), error::PF_I)
+    }
+}
+
 /// A translation, with the rights of every kind of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
@@ -174,6 +184,13 @@ impl Page {
     /// Whether the page allows the access, by the rules that `ctx` sets.
     pub fn allows(&self, ctx: &Context, want: Want) -> bool {
         !self.key_refuses(ctx, want) && self.rights_allow(ctx, want)
+    }
+
+    /// What a page fault's error code says of a page that does not allow the access.
+    pub fn refuses(&self, ctx: &Context, want: Want) -> Option<u32> {
+        let key = self.key_refuses(ctx, want);
+        let refused = key || !self.rights_allow(ctx, want);
+        refused.then_some(error::PF_P | if key { error::PF_PK } else { 0 })
     }
 
     /// Whether the page's protection key refuses the access.
@@ -249,13 +266,7 @@ pub struct Entry {
 
 /// One walk; `None` if an entry changed under it.
 fn attempt<M: TableMemory>(m: &M, ctx: &Context, va: u64, want: Want) -> Option<Result<Path, u32>> {
-    let mut code = if want.write { error::PF_W } else { 0 };
-    if want.user {
-        code |= error::PF_U;
-    }
-    if want.fetch && (ctx.smep || ctx.nxe && ctx.mode != Mode::Legacy) {
-        code |= error::PF_I;
-    }
+    let code = want.code(ctx);
     let wide = ctx.mode != Mode::Legacy;
     let (top, bits) = match ctx.mode {
         Mode::FiveLevel => (5, 9),
@@ -328,10 +339,8 @@ fn finish<M: TableMemory>(
     let leaf = l.path[usize::from(l.level) - 1].value;
     let mut page = Page::of(ctx, va, leaf, l.shift as u8, l.user, l.writable, l.nx);
     page.dirty |= want.write;
-    let refused = page.key_refuses(ctx, want);
-    if refused || !page.rights_allow(ctx, want) {
-        let key = if refused { error::PF_PK } else { 0 };
-        return Some(Err(l.code | error::PF_P | key));
+    if let Some(refused) = page.refuses(ctx, want) {
+        return Some(Err(l.code | refused));
     }
     for level in (l.level..=l.top).rev() {
         let e = &mut l.path[usize::from(level) - 1];
