@@ -22,8 +22,12 @@ pub fn workspace() -> PathBuf {
 
 /// The `anura` program of this build, the fast one if it was built.
 pub fn anura() -> Option<PathBuf> {
-    let target = std::env::current_exe().ok()?.ancestors().nth(3)?.to_path_buf();
-    ["release", "debug"].iter().map(|profile| target.join(profile).join("anura")).find(|path| path.is_file())
+    // Tests are in deps, a folder below the programs.
+    let own = std::env::current_exe().ok()?;
+    let targets: Vec<_> = own.ancestors().skip(2).take(2).collect();
+    let of =
+        |profile: &str| targets.iter().map(|t| t.join(profile).join("anura")).find(|path| path.is_file());
+    ["release", "debug"].into_iter().find_map(of)
 }
 
 /// A file that `tools/fetch-guest` keeps in its cache.
@@ -33,6 +37,24 @@ pub fn guest_file(name: &str) -> Option<PathBuf> {
         None => PathBuf::from(std::env::var_os("HOME")?).join(".cache"),
     };
     Some(cache.join("anura").join(name)).filter(|path| path.is_file())
+}
+
+/// Why this build of the program does not run this engine, with its properties, on this host.
+pub fn lacks_engine(program: &Path, accel: &str) -> Option<String> {
+    let args = ["-S", "-m", "16", "-nodefaults", "-display", "none", "-monitor", "stdio"];
+    let mut child = Command::new(program)
+        .args(["-accel", accel])
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        let _ = stdin.write_all(b"quit\n");
+    }
+    let output = child.wait_with_output().ok()?;
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
 /// A program of the host that a test uses.
@@ -101,6 +123,23 @@ impl Emulator {
     /// Waits for the program to end; its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         self.child.wait().ok()?.code()
+    }
+
+    /// The greatest resident memory of the program so far, in KiB.
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+        line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0)
+    }
+
+    /// The mappings of the program that are writable and executable at once.
+    pub fn writable_code(&self) -> Vec<String> {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap_or_default();
+        let both = |line: &&str| {
+            let rights = line.split_whitespace().nth(1).unwrap_or("");
+            rights.contains('w') && rights.contains('x')
+        };
+        maps.lines().filter(both).map(str::to_owned).collect()
     }
 
     /// What the guest has sent to its serial port so far.

@@ -26,6 +26,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   soak cpu               fuzz cpu for hours, with new seeds
   suites NAME --from DIR a suite by others against its list of expected results; more with suites
   soak guests [ENGINE] [--full]  a Debian guest that checks itself: OpenSSL, the C library, stress-ng
+  soak adversary [ENGINE]...  a guest that makes, changes and runs random code, on these engines, compared
   soak                   the fuzzers for a long time, with new seeds";
 
 fn main() -> ExitCode {
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         ["soak", "cpu"] => soak_cpu(),
         ["suites", rest @ ..] => suites::judge(rest),
         ["soak", "guests", rest @ ..] => soak_guests(rest),
+        ["soak", "adversary", rest @ ..] => soak_adversary(rest),
         ["soak"] => soak(),
         _ => Err(USAGE.to_owned()),
     };
@@ -220,6 +222,14 @@ fn soak_guests(args: &[&str]) -> Result<(), String> {
         "the guest's checks did not pass; its last lines:\n{}",
         end.into_iter().rev().collect::<Vec<_>>().join("\n")
     ))
+}
+
+/// Some 10^8 instructions each, from several seeds, on one processor and on two; the engines named, or the interpreters.
+fn soak_adversary(args: &[&str]) -> Result<(), String> {
+    cargo(&["build", "--release", "--quiet", "--package", "anura"])?;
+    let mut all = vec!["--rounds", "100000", "--seeds", "8"];
+    all.extend(if args.is_empty() { &["interp", "interp-portable"] } else { args });
+    binary("adversary", &all)
 }
 
 /// Hours of fuzzing, each round with a seed of its own.

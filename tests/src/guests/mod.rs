@@ -4,6 +4,7 @@
 //! guests. [`run`] runs one on an engine of ours or on a peer (QEMU's TCG, Bochs). What must come out is kept in
 //! `tests/guests/expected.txt`, judged by the Intel SDM; where a peer differs, [`DISSENT`] says why.
 
+pub mod adversary;
 pub mod bios;
 mod cpu;
 mod delivery;

@@ -1,0 +1,142 @@
+//! What all software engines have in common, with the interpreter as the one to compare with: the state at the end of
+//! counted runs, no memory that is writable and executable at once, and what the JIT's options are called.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anura_tests::guests::adversary;
+use anura_tests::{Emulator, anura, guest_file, lacks_engine, need};
+
+const LIMIT: Duration = Duration::from_secs(300);
+const NO_PROGRAM: &str = "the anura program is not built; run cargo xtask test";
+const NO_GUEST: &str = "no guest kernel; run tools/fetch-guest";
+
+/// The engines of this build that are compared with the interpreter; without the JIT, one more that is quick enough.
+fn others(program: &Path) -> Vec<&'static str> {
+    match lacks_engine(program, "jit") {
+        None => vec!["jit"],
+        Some(why) => {
+            eprintln!("skipped: {why}");
+            vec!["interp-portable"]
+        }
+    }
+}
+
+fn adversaries(cpus: u32) {
+    let program = need!(anura(), NO_PROGRAM);
+    let run = |engine| {
+        let dir = tempfile::tempdir().unwrap();
+        adversary::run(engine, &program, dir.path(), cpus, 6000, 7, LIMIT).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let first = run("interp");
+    assert!(first.text.contains("\nend "), "{}", first.text);
+    for engine in others(&program) {
+        let run = run(engine);
+        assert_eq!(run.text, first.text, "interp's text, and {engine}'s");
+        assert_eq!(run.hash, first.hash, "the state on interp, and on {engine}");
+        assert!(run.peak < 256 << 10, "{engine} used {} KiB", run.peak);
+    }
+}
+
+#[test]
+fn code_that_makes_code_ends_in_one_state_on_every_engine() {
+    adversaries(1);
+}
+
+#[test]
+fn code_that_two_processors_make_ends_in_one_state_on_every_engine() {
+    adversaries(2);
+}
+
+/// Serial bytes and state at the end of a counted boot.
+fn counted_boot(engine: &str, program: &Path, smp: &str) -> (String, String) {
+    let (kernel, initrd) = (guest_file("vmlinuz").unwrap(), guest_file("initrd.gz").unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let mut args = vec!["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()];
+    args.extend([
+        "-append",
+        "console=ttyS0 panic=-1 anura.run=check",
+        "-smp",
+        smp,
+        "-m",
+        "256",
+        "-no-shutdown",
+    ]);
+    args.extend(["-icount", "shift=1,sleep=off", "-rtc", "base=2020-01-01,clock=vm"]);
+    let emulator = Emulator::start_on(engine, program, dir.path(), &args);
+    let mut monitor = emulator.monitor();
+    assert!(monitor.wait_shutdown(LIMIT), "{engine}: {}", emulator.serial_text());
+    (emulator.serial_text(), monitor.run("info statehash"))
+}
+
+fn counted_boots(smp: &str) {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(guest_file("vmlinuz").and(guest_file("initrd.gz")), NO_GUEST);
+    let first = counted_boot("interp", &program, smp);
+    assert!(first.0.contains("anura-guest: sum 42"), "{}", first.0);
+    for engine in others(&program) {
+        let other = counted_boot(engine, &program, smp);
+        assert!(other.0 == first.0, "the serial bytes on interp and {engine} differ");
+        assert_eq!(other.1, first.1, "the state on interp, and on {engine}");
+    }
+}
+
+#[test]
+fn a_counted_boot_ends_in_one_state_on_every_engine() {
+    counted_boots("1");
+}
+
+#[test]
+fn a_counted_boot_of_four_processors_ends_in_one_state_on_every_engine() {
+    counted_boots("4");
+}
+
+#[test]
+fn no_memory_is_writable_and_executable_while_a_guest_runs() {
+    let program = need!(anura(), NO_PROGRAM);
+    let kernel = need!(guest_file("vmlinuz"), NO_GUEST);
+    let initrd = need!(guest_file("initrd.gz"), NO_GUEST);
+    let mut engines = vec!["interp"];
+    match lacks_engine(&program, "jit") {
+        None => engines.push("jit"),
+        Some(why) => eprintln!("skipped: {why}"),
+    }
+    for engine in engines {
+        let dir = tempfile::tempdir().unwrap();
+        let mut args = vec!["-kernel", kernel.to_str().unwrap(), "-initrd", initrd.to_str().unwrap()];
+        args.extend(["-append", "console=ttyS0 quiet panic=-1 anura.run=check", "-smp", "2", "-m", "256"]);
+        let mut emulator = Emulator::start_on(engine, &program, dir.path(), &args);
+        let mut looks = 0;
+        while !emulator.wait_for("reboot: Power down", Duration::ZERO) {
+            let both = emulator.writable_code();
+            assert!(both.is_empty(), "{engine}: {both:?}");
+            looks += 1;
+            assert!(looks < 30_000, "{engine}: {}", emulator.serial_text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(looks > 10, "{engine} was looked at {looks} times");
+    }
+}
+
+#[test]
+fn the_jit_takes_its_options_by_qemus_names() {
+    let program = need!(anura(), NO_PROGRAM);
+    if let Some(why) = lacks_engine(&program, "jit") {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let good = [
+        "tb-size=32",
+        "thread=single",
+        "thread=multi",
+        "one-insn-per-tb=on",
+        "tb-size=64,thread=multi,one-insn-per-tb=off",
+    ];
+    for words in good {
+        assert_eq!(lacks_engine(&program, &format!("jit,{words}")), None, "{words}");
+    }
+    for words in ["tb-size=many", "thread=some", "one-insn-per-tb=maybe", "no-such-word=1"] {
+        let said = lacks_engine(&program, &format!("jit,{words}")).unwrap_or_default();
+        assert!(said.contains(words.split('=').next().unwrap()), "{words}: {said}");
+    }
+}
