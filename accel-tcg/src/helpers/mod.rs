@@ -34,9 +34,12 @@
 //!
 //! Addresses are linear; the segment has been checked.
 
+mod bulk;
 pub mod div;
 pub mod misc;
 pub mod string;
+#[cfg(test)]
+mod string_tests;
 pub mod table;
 pub mod vecmem;
 

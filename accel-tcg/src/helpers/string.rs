@@ -3,7 +3,7 @@
 //! Registers are committed after each element, so a fault or an interrupt leaves the instruction half done and
 //! restartable. Each iteration counts as one instruction; the last one is counted by the end of the block.
 
-use super::{Flow, HelperArgs, io};
+use super::{Flow, HelperArgs, bulk, io};
 use crate::env::{Cpu, Exec, Fault};
 use crate::interp::{flags, segment_allows};
 use crate::mmu::View;
@@ -36,6 +36,7 @@ struct Run<'a> {
     mask: u64,
     step: u64,
     size: u64,
+    down: bool,
 }
 
 impl Run<'_> {
@@ -114,12 +115,14 @@ impl Run<'_> {
             }
             INS => {
                 let d = self.dest(cpu, true)?;
+                let left = left.min(self.room(cpu, 0, RDI, d)).max(1);
                 let n = io::ins(cpu, d, size, left)?;
                 self.advance(cpu, RDI, n);
                 return Ok(n);
             }
             _ => {
                 let s = self.source(cpu)?;
+                let left = left.min(self.room(cpu, self.a.reg2, RSI, s)).max(1);
                 let n = io::outs(cpu, s, size, left)?;
                 self.advance(cpu, RSI, n);
                 return Ok(n);
@@ -135,69 +138,147 @@ impl Run<'_> {
         cpu.env.cc_b = b & mask;
     }
 
-    /// As many elements as lie in one page at both ends, moved or filled at once; 0 if it cannot be done so.
+    /// How many elements from the present one on lie in one page, in the segment, and before the offset wraps.
+    fn room(&self, cpu: &Cpu, seg: u8, reg: u8, va: u64) -> u64 {
+        let (within, size) = (va & 0xfff, self.size);
+        if within + size > 0x1000 {
+            return 0;
+        }
+        let off = self.offset(cpu, reg);
+        let by_page = if self.down { within / size + 1 } else { (0x1000 - within) / size };
+        let mut last = self.mask;
+        if !cpu.env.is_64bit() {
+            let s = &cpu.env.seg[seg as usize];
+            if !s.attr.is_code() && s.attr.is_expand_down() {
+                return 0;
+            }
+            last = last.min(s.limit.into());
+        }
+        // The present element is inside.
+        let by_offset =
+            if self.down { off / size } else { last.saturating_sub(off).saturating_sub(size - 1) / size };
+        by_page.min(by_offset.saturating_add(1))
+    }
+
+    /// The host address of the lowest of `n` elements, the first of which is at `va`.
+    fn lowest<P>(&self, first: P, n: u64, sub: impl Fn(P, usize) -> P) -> P {
+        let below = if self.down { (n - 1) * self.size } else { 0 };
+        sub(first, below as usize)
+    }
+
+    /// Elements that lie in one page at both ends, all at once: how many; 0 if it must be done one by one.
+    ///
+    /// Faults are those of the first element, which is the only one that can fault.
     fn bulk(&self, cpu: &mut Cpu, left: u64) -> Exec<u64> {
-        if self.step != self.size || !matches!(self.a.reg, MOVS | STOS) || left < 2 {
+        let kind = self.a.reg;
+        if left < 2 || kind > CMPS {
             return Ok(0);
         }
         // Under alignment checks each element counts, and memory is not used in place.
         if cpu.env.mode_key & crate::mode::key::AC != 0 {
             return Ok(0);
         }
-        // Segments with limits and address wraps go one by one.
-        let end = |off: u64| self.mask - off >= left.min(4096).wrapping_mul(self.size);
-        if !end(self.offset(cpu, RDI)) || (self.a.reg == MOVS && !end(self.offset(cpu, RSI))) {
-            return Ok(0);
+        let size = self.size;
+        let (needs_source, needs_dest) = (matches!(kind, MOVS | LODS | CMPS), kind != LODS);
+        let writes = matches!(kind, MOVS | STOS);
+        let s = if needs_source { self.source(cpu)? } else { 0 };
+        let d = if needs_dest { self.dest(cpu, writes)? } else { 0 };
+        let mut n = left;
+        if needs_source {
+            n = n.min(self.room(cpu, self.a.reg2, RSI, s));
         }
-        let flat = cpu.env.is_64bit() || cpu.env.mode_key & crate::mode::key::FLAT != 0;
-        if !flat {
-            return Ok(0);
+        if needs_dest {
+            n = n.min(self.room(cpu, 0, RDI, d));
         }
-        let d = self.dest(cpu, true)?;
-        let room = |va: u64| (0x1000 - (va & 0xfff)) / self.size;
-        let mut n = left.min(room(d));
-        if self.a.reg == STOS {
-            if n < 2 {
-                return Ok(0);
-            }
-            let Some(p) = cpu.rmw_ptr(d, n * self.size, View::Data)? else { return Ok(0) };
-            let v = cpu.env.gpr[RAX].to_le_bytes();
-            for k in 0..n as usize {
-                // SAFETY: the pointer covers `n` elements of plain RAM.
-                unsafe {
-                    match self.size {
-                        1 => p.add(k).write(v[0]),
-                        2 => p.add(k * 2).cast::<[u8; 2]>().write([v[0], v[1]]),
-                        4 => p.add(k * 4).cast::<[u8; 4]>().write([v[0], v[1], v[2], v[3]]),
-                        _ => p.add(k * 8).cast::<[u8; 8]>().write(v),
-                    }
-                }
-            }
-            self.advance(cpu, RDI, n);
-            return Ok(n);
-        }
-        let s = self.source(cpu)?;
-        n = n.min(room(s));
         if n < 2 {
             return Ok(0);
         }
-        let bytes = n * self.size;
-        let Some(from) = cpu.read_ptr(s, bytes, View::Data)? else { return Ok(0) };
-        let Some(to) = cpu.rmw_ptr(d, bytes, View::Data)? else { return Ok(0) };
-        // The probe for writing may have moved the other translation; RAM does not move.
-        let distance = (to as usize).wrapping_sub(from as usize) as u64;
-        if distance < bytes && distance != 0 {
-            // A forward copy onto itself repeats the pattern: element by element, as the processor does.
-            let size = self.size as usize;
-            for k in 0..n as usize {
-                // SAFETY: both pointers cover `n` elements.
-                unsafe { std::ptr::copy(from.add(k * size), to.add(k * size), size) };
-            }
-        } else {
-            // SAFETY: both pointers cover `bytes` bytes of RAM; `copy` allows any overlap.
-            unsafe { std::ptr::copy(from, to, bytes as usize) };
+        let mut from = None;
+        let mut to = None;
+        // RAM does not move while translations do, so the first pointer stays good.
+        let read_dest_first = kind == CMPS && !cpu.vm.config.model.is_intel();
+        if read_dest_first {
+            to = cpu.read_ptr(d, size, View::Data)?.map(<*const u8>::cast_mut);
         }
-        self.advance(cpu, RSI, n);
+        if needs_source {
+            from = cpu.read_ptr(s, size, View::Data)?;
+            if from.is_none() {
+                return Ok(0);
+            }
+        }
+        if writes {
+            to = cpu.rmw_ptr(d, size, View::Data)?;
+        } else if needs_dest && !read_dest_first {
+            to = cpu.read_ptr(d, size, View::Data)?.map(<*const u8>::cast_mut);
+        }
+        if needs_dest && to.is_none() {
+            return if writes { self.bulk_watched(cpu, from, d, n) } else { Ok(0) };
+        }
+        // SAFETY: the first element is in the page, and `room` says that the others are.
+        let from = from.map(|p| self.lowest(p, n, |p, by| unsafe { p.sub(by) }));
+        // SAFETY: as above.
+        let to = to.map(|p| self.lowest(p, n, |p, by| unsafe { p.sub(by) }));
+        let (count, bytes) = (n as usize, size as usize);
+        let mut done = n;
+        // SAFETY: the pointers are those of `n` elements of plain RAM, writable for the writing kinds.
+        unsafe {
+            match (kind, from, to) {
+                (MOVS, Some(from), Some(to)) => bulk::copy(from, to, count, bytes, self.down),
+                (STOS, _, Some(to)) => bulk::fill(to, count, bytes, cpu.env.gpr[RAX]),
+                (SCAS | CMPS, _, Some(y)) => {
+                    let a = cpu.env.gpr[RAX];
+                    let (k, a, b) = bulk::find(from, a, y, count, bytes, self.down, self.a.rep == 2);
+                    self.compare(cpu, a, b);
+                    done = k as u64;
+                }
+                (LODS, Some(from), _) => {
+                    let last = if self.down { from } else { from.add((n as usize - 1) * bytes) };
+                    let mut element = [0; 8];
+                    std::ptr::copy_nonoverlapping(last, element.as_mut_ptr(), bytes);
+                    cpu.env.put_gpr(0, self.a.size, u64::from_le_bytes(element));
+                }
+                _ => return Ok(0),
+            }
+        }
+        if needs_source {
+            self.advance(cpu, RSI, done);
+        }
+        if needs_dest {
+            self.advance(cpu, RDI, done);
+        }
+        Ok(done)
+    }
+
+    /// MOVS and STOS to RAM that holds code or is logged: all at once, and whoever watches hears of it once. The caller
+    /// has looked for faults. `from` is the first element of the source.
+    fn bulk_watched(&self, cpu: &mut Cpu, from: Option<*const u8>, d: u64, n: u64) -> Exec<u64> {
+        let bytes = (n * self.size) as usize;
+        let mut buf = [0; 0x1000];
+        let buf = &mut buf[..bytes];
+        let Some((ram, first)) = cpu.watched_ram(d)? else { return Ok(0) };
+        let offset = self.lowest(first, n, |at, by| at - by as u64);
+        match from {
+            // SAFETY: `bulk` has found RAM for `n` elements of the source, and the buffer has room for them.
+            Some(from) => unsafe {
+                let from = self.lowest(from, n, |p, by| p.sub(by));
+                let to = ram.host_ptr().as_ptr().add(offset as usize);
+                // Onto itself: one by one.
+                if (to as usize).abs_diff(from as usize) < bytes {
+                    return Ok(0);
+                }
+                std::ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), bytes);
+            },
+            // SAFETY: the buffer has room for `n` elements.
+            None => unsafe {
+                bulk::fill(buf.as_mut_ptr(), n as usize, self.size as usize, cpu.env.gpr[RAX]);
+            },
+        }
+        if !ram.write(offset, buf) {
+            return Ok(0);
+        }
+        if from.is_some() {
+            self.advance(cpu, RSI, n);
+        }
         self.advance(cpu, RDI, n);
         Ok(n)
     }
@@ -217,7 +298,7 @@ pub fn string(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         4 => 0xffff_ffff,
         _ => !0,
     };
-    let run = Run { a, mask, step: if down { size.wrapping_neg() } else { size }, size };
+    let run = Run { a, mask, step: if down { size.wrapping_neg() } else { size }, size, down };
     if a.rep == 0 {
         run.element(cpu, 1)?;
         return Ok(Flow::Next);

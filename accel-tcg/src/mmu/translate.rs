@@ -94,6 +94,19 @@ impl Cpu {
         Ok(Place { phys, host: (host + (va & 0xfff) as usize) as *mut u8 })
     }
 
+    /// The RAM behind a store that would be made by [`Self::store`]: the block, and the offset in it. `None` for what is
+    /// no writable RAM, under data breakpoints, and for the local APIC. Faults as the store does.
+    pub(crate) fn watched_ram(&mut self, va: u64) -> Exec<Option<(Arc<RamBlock>, u64)>> {
+        let place = self.place(va, View::Data, true)?;
+        if !place.host.is_null() || self.mmu.watch || self.is_apic_page(place.phys & !0xfff) {
+            return Ok(None);
+        }
+        let tables = Tables(self.mmu.memory.held(), self.mmu.lines);
+        let page = place.phys & !0xfff;
+        let found = tables.find(page, 0x1000).filter(|(_, _, writable)| *writable);
+        Ok(found.map(|(block, offset, _)| (block.clone(), offset | place.phys & 0xfff)))
+    }
+
     /// Takes over a memory map or an A20 gate that changed, and with it drops all translations. True if it did.
     #[inline]
     pub fn refresh_views(&mut self) -> bool {
