@@ -3,7 +3,8 @@
 use std::io;
 
 use anura_accel::VmConfig;
-use anura_x86::cpuid::Asker;
+use anura_x86::cpuid::{Asker, Feature, FeatureSet, Word};
+use anura_x86::regs::cr4;
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 use crate::host::System;
@@ -39,6 +40,55 @@ impl Leaves {
         found.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
     }
 
+    /// Bits of CR4 whose features the kernel does not offer.
+    pub(crate) fn refused_cr4(&self) -> u64 {
+        let offer = self.features();
+        let needs = [
+            (cr4::VME, Feature::Vme),
+            (cr4::PGE, Feature::Pge),
+            (cr4::UMIP, Feature::Umip),
+            (cr4::LA57, Feature::La57),
+            (cr4::FSGSBASE, Feature::Fsgsbase),
+            (cr4::PCIDE, Feature::Pcid),
+            (cr4::OSXSAVE, Feature::Xsave),
+            (cr4::SMEP, Feature::Smep),
+            (cr4::SMAP, Feature::Smap),
+            (cr4::PKE, Feature::Pku),
+        ];
+        needs.iter().filter(|(_, f)| !offer.has(*f)).map(|(bit, _)| bit).sum()
+    }
+
+    /// The features that guests can have. Those with register state that [`anura_x86::CpuState`] does not hold are not
+    /// among them, nor nested virtualisation.
+    pub(crate) fn features(&self) -> FeatureSet {
+        let mut set = FeatureSet::default();
+        for f in Feature::ALL.iter().copied() {
+            let (word, bit) = f.position();
+            let (leaf, register) = match word {
+                Word::L1Edx => (1, 3),
+                Word::L1Ecx => (1, 2),
+                Word::L6Eax => (6, 0),
+                Word::L7Ebx => (7, 1),
+                Word::L7Ecx => (7, 2),
+                Word::L7Edx => (7, 3),
+                Word::LdEax => (0xd, 0),
+                Word::E1Edx => (0x8000_0001, 3),
+                Word::E1Ecx => (0x8000_0001, 2),
+                Word::E7Edx => (0x8000_0007, 3),
+                Word::E8Ebx => (0x8000_0008, 1),
+            };
+            let offered = self.supported(leaf, (leaf == 0xd).into())[register] >> bit & 1 != 0;
+            // Of these three capabilities tell, not the list.
+            let apart = matches!(f, Feature::X2apic | Feature::TscDeadline | Feature::Hypervisor);
+            let stateful =
+                matches!(f, Feature::Pku | Feature::Mpx | Feature::IntelPt | Feature::Vmx | Feature::Svm)
+                    || f.name().starts_with("avx512")
+                    || f.name().starts_with("amx");
+            set.set(f, (offered || apart) && !stateful);
+        }
+        set
+    }
+
     /// The leaves of one vCPU.
     pub(crate) fn of(&self, id: u32, config: &VmConfig) -> Vec<kvm_cpuid_entry2> {
         let model = &config.model;
@@ -72,6 +122,15 @@ impl Leaves {
                 // Where vendors differ (SYSCALL in 32-bit code, hypercalls) the guest gets the host's ways, so it must
                 // know; QEMU does the same for its models.
                 r[1..].copy_from_slice(&vendor[1..]);
+            }
+            let own = self.supported(leaf, 0);
+            if model.name == "host" && own != [0; 4] {
+                match leaf {
+                    1 => r[0] = own[0],
+                    0x8000_0001 => r[0] = own[0],
+                    0x8000_0002..=0x8000_0004 => r = own,
+                    _ => {}
+                }
             }
             if leaf == 1 {
                 // The kernel has no x2APIC and no deadline timer for an APIC that is ours.

@@ -192,6 +192,11 @@ fn os(e: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(e.errno())
 }
 
+/// An error that names its ioctl.
+fn of(name: &'static str) -> impl Fn(kvm_ioctls::Error) -> io::Error {
+    move |e| io::Error::other(format!("{name}: {}", os(e)))
+}
+
 impl System for RealSystem {
     fn api_version(&self) -> i32 {
         self.0.get_api_version()
@@ -324,19 +329,19 @@ impl Cpu for RealCpu {
     }
 
     fn regs(&mut self) -> io::Result<kvm_regs> {
-        self.fd.get_regs().map_err(os)
+        self.fd.get_regs().map_err(of("KVM_GET_REGS"))
     }
 
     fn set_regs(&mut self, regs: &kvm_regs) -> io::Result<()> {
-        self.fd.set_regs(regs).map_err(os)
+        self.fd.set_regs(regs).map_err(of("KVM_SET_REGS"))
     }
 
     fn sregs(&mut self) -> io::Result<kvm_sregs> {
-        self.fd.get_sregs().map_err(os)
+        self.fd.get_sregs().map_err(of("KVM_GET_SREGS"))
     }
 
     fn set_sregs(&mut self, sregs: &kvm_sregs) -> io::Result<()> {
-        self.fd.set_sregs(sregs).map_err(os)
+        self.fd.set_sregs(sregs).map_err(of("KVM_SET_SREGS"))
     }
 
     fn msrs(&mut self, wanted: &[u32]) -> io::Result<Vec<u64>> {
@@ -345,7 +350,7 @@ impl Cpu for RealCpu {
             let entries: Vec<_> =
                 some.iter().map(|&index| kvm_msr_entry { index, ..Default::default() }).collect();
             let mut list = Msrs::from_entries(&entries).map_err(|_| io::Error::other("too many MSRs"))?;
-            let n = self.fd.get_msrs(&mut list).map_err(os)?;
+            let n = self.fd.get_msrs(&mut list).map_err(of("KVM_GET_MSRS"))?;
             values.extend(list.as_slice().iter().take(n).map(|e| e.data));
             if n < some.len() {
                 break;
@@ -360,7 +365,7 @@ impl Cpu for RealCpu {
             let entry = |&(index, data): &(u32, u64)| kvm_msr_entry { index, data, ..Default::default() };
             let entries: Vec<_> = some.iter().map(entry).collect();
             let list = Msrs::from_entries(&entries).map_err(|_| io::Error::other("too many MSRs"))?;
-            let n = self.fd.set_msrs(&list).map_err(os)?;
+            let n = self.fd.set_msrs(&list).map_err(of("KVM_SET_MSRS"))?;
             done += n;
             if n < some.len() {
                 break;
@@ -370,7 +375,7 @@ impl Cpu for RealCpu {
     }
 
     fn xsave(&mut self) -> io::Result<Box<[u8; 4096]>> {
-        let area = self.fd.get_xsave().map_err(os)?;
+        let area = self.fd.get_xsave().map_err(of("KVM_GET_XSAVE"))?;
         let mut bytes = Box::new([0; 4096]);
         for (to, word) in bytes.chunks_exact_mut(4).zip(area.region) {
             to.copy_from_slice(&word.to_le_bytes());
@@ -384,11 +389,11 @@ impl Cpu for RealCpu {
             *word = u32::from_le_bytes([from[0], from[1], from[2], from[3]]);
         }
         // SAFETY: no component beyond the first 4096 bytes is switched on for guests here (AMX wants a prctl first).
-        unsafe { self.fd.set_xsave(&xsave) }.map_err(os)
+        unsafe { self.fd.set_xsave(&xsave) }.map_err(of("KVM_SET_XSAVE"))
     }
 
     fn xcr0(&mut self) -> io::Result<u64> {
-        let xcrs = self.fd.get_xcrs().map_err(os)?;
+        let xcrs = self.fd.get_xcrs().map_err(of("KVM_GET_XCRS"))?;
         let found = xcrs.xcrs.iter().take(xcrs.nr_xcrs as usize).find(|x| x.xcr == 0);
         Ok(found.map_or(1, |x| x.value))
     }
@@ -396,30 +401,30 @@ impl Cpu for RealCpu {
     fn set_xcr0(&mut self, value: u64) -> io::Result<()> {
         let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
         xcrs.xcrs[0].value = value;
-        self.fd.set_xcrs(&xcrs).map_err(os)
+        self.fd.set_xcrs(&xcrs).map_err(of("KVM_SET_XCRS"))
     }
 
     fn debug_registers(&mut self) -> io::Result<[u64; 6]> {
-        let d = self.fd.get_debug_regs().map_err(os)?;
+        let d = self.fd.get_debug_regs().map_err(of("KVM_GET_DEBUGREGS"))?;
         Ok([d.db[0], d.db[1], d.db[2], d.db[3], d.dr6, d.dr7])
     }
 
     fn set_debug_registers(&mut self, dr: &[u64; 6]) -> io::Result<()> {
         let db = [dr[0], dr[1], dr[2], dr[3]];
         let regs = kvm_debugregs { db, dr6: dr[4], dr7: dr[5], ..Default::default() };
-        self.fd.set_debug_regs(&regs).map_err(os)
+        self.fd.set_debug_regs(&regs).map_err(of("KVM_SET_DEBUGREGS"))
     }
 
     fn events(&mut self) -> io::Result<kvm_vcpu_events> {
-        self.fd.get_vcpu_events().map_err(os)
+        self.fd.get_vcpu_events().map_err(of("KVM_GET_VCPU_EVENTS"))
     }
 
     fn set_events(&mut self, events: &kvm_vcpu_events) -> io::Result<()> {
-        self.fd.set_vcpu_events(events).map_err(os)
+        self.fd.set_vcpu_events(events).map_err(of("KVM_SET_VCPU_EVENTS"))
     }
 
     fn set_guest_debug(&mut self, debug: &kvm_guest_debug) -> io::Result<()> {
-        self.fd.set_guest_debug(debug).map_err(os)
+        self.fd.set_guest_debug(debug).map_err(of("KVM_SET_GUEST_DEBUG"))
     }
 
     fn interrupt(&mut self, vector: u8) -> io::Result<()> {
@@ -427,11 +432,11 @@ impl Cpu for RealCpu {
     }
 
     fn nmi(&mut self) -> io::Result<()> {
-        self.fd.nmi().map_err(os)
+        self.fd.nmi().map_err(of("KVM_NMI"))
     }
 
     fn translate(&mut self, linear: u64) -> io::Result<Option<u64>> {
-        let t = self.fd.translate_gva(linear).map_err(os)?;
+        let t = self.fd.translate_gva(linear).map_err(of("KVM_TRANSLATE"))?;
         Ok((t.valid != 0).then_some(t.physical_address))
     }
 
@@ -444,19 +449,19 @@ impl Cpu for RealCpu {
     }
 
     fn lapic(&mut self) -> io::Result<kvm_lapic_state> {
-        self.fd.get_lapic().map_err(os)
+        self.fd.get_lapic().map_err(of("KVM_GET_LAPIC"))
     }
 
     fn set_lapic(&mut self, page: &kvm_lapic_state) -> io::Result<()> {
-        self.fd.set_lapic(page).map_err(os)
+        self.fd.set_lapic(page).map_err(of("KVM_SET_LAPIC"))
     }
 
     fn mp_state(&mut self) -> io::Result<u32> {
-        self.fd.get_mp_state().map(|s| s.mp_state).map_err(os)
+        self.fd.get_mp_state().map(|s| s.mp_state).map_err(of("KVM_GET_MP_STATE"))
     }
 
     fn set_mp_state(&mut self, state: u32) -> io::Result<()> {
-        self.fd.set_mp_state(kvm_mp_state { mp_state: state }).map_err(os)
+        self.fd.set_mp_state(kvm_mp_state { mp_state: state }).map_err(of("KVM_SET_MP_STATE"))
     }
 
     fn clock_stood(&mut self) -> io::Result<()> {

@@ -99,6 +99,8 @@ impl Accelerator for Kvm {
             max_vcpus: 255,
             in_turn: false,
             tsc_scales: kind.tsc_scales,
+            // Emulated guest kernels run on the stepper, which has its own.
+            features: (!kind.ring0_emulated).then_some(kind.features),
             tsc_khz: (kind.tsc_khz != 0).then_some(kind.tsc_khz),
             slow: kind.ring0_emulated.then(|| {
                 format!(

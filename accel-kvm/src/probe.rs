@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use anura_accel::Unavailable;
 use anura_memory::RamBlock;
+use anura_x86::FeatureSet;
 use kvm_bindings::*;
 use kvm_ioctls::Cap;
 
+use crate::cpuid;
 use crate::host::{RealSystem, System, has};
 
 /// The one stable version of the interface.
@@ -36,6 +38,8 @@ pub struct Kind {
     pub per_instruction: Duration,
     /// Rate of the time stamp counter, 0 if unknown.
     pub tsc_khz: u64,
+    /// Features of the processor that guests can have.
+    pub features: FeatureSet,
     /// The counter can have other rates.
     pub tsc_scales: bool,
 }
@@ -128,5 +132,7 @@ fn run_loop(system: &dyn System) -> io::Result<Kind> {
     let per_instruction = best / (u32::from(ROUNDS) * 2);
     let tsc_khz = cpu.tsc_khz().unwrap_or(0).into();
     let tsc_scales = has(system, Cap::TscControl);
-    Ok(Kind { ring0_emulated: per_instruction > HARDWARE, per_instruction, tsc_khz, tsc_scales })
+    let ring0_emulated = per_instruction > HARDWARE;
+    let features = cpuid::Leaves::new(system, false)?.features();
+    Ok(Kind { ring0_emulated, per_instruction, tsc_khz, tsc_scales, features })
 }

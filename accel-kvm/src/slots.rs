@@ -50,7 +50,12 @@ struct State {
     free: Vec<u32>,
     next: u32,
     failure: Option<String>,
+    /// A page of no use, and which of two places it is at.
+    token: Option<(Arc<RamBlock>, bool)>,
 }
+
+/// Where a slot is moved to and fro: above all RAM, below the end of what any processor addresses.
+const TOKEN: [u64; 2] = [0xf_ffff_0000, 0xf_ffff_2000];
 
 impl Slots {
     pub(crate) fn new(vm: &Arc<dyn Vm>, gate: &Arc<Gate>, limit: u32, logging: bool) -> Arc<Self> {
@@ -131,6 +136,20 @@ impl Slots {
             state.slots.insert(at, new);
         }
         Ok(())
+    }
+
+    /// Makes the kernel forget the page tables that it has shadowed: it sees only what the guest itself writes into its
+    /// tables, not what the stepper did. Moving any slot does it; there is no call for it.
+    pub(crate) fn forget_translations(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let (block, second) = match state.token.take() {
+            Some((block, second)) => (block, !second),
+            None => (RamBlock::new("token", PAGE_SIZE).map_err(io::Error::other)?, false),
+        };
+        let host = block.host_ptr().as_ptr() as u64;
+        state.token = Some((block, second));
+        // The last slot that is never given to memory.
+        self.vm.set_memory(self.limit, 0, TOKEN[usize::from(second)], PAGE_SIZE, host)
     }
 
     /// Tells the trackers which pages the guest wrote since the last call; without a log, that all may be.

@@ -6,6 +6,7 @@
 use std::io;
 
 use anura_x86::msr::{self, Msrs};
+use anura_x86::regs::cr4;
 use anura_x86::segment::{Attr, Segment, TableReg};
 use anura_x86::state::{EventKind, XSAVE_HEADER, XSAVE_SIZE};
 use anura_x86::{Activity, CpuState, PendingException, Shadow};
@@ -13,11 +14,15 @@ use kvm_bindings::*;
 
 use crate::host::Cpu;
 
-/// What is not in the kernel while the local APIC is ours.
+/// What is not in the kernel: the activity while the local APIC is ours, and what it refuses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Held {
     /// In HLT or waiting for a start-up IPI.
     pub(crate) activity: Activity,
+    /// Bits of CR4 that this kernel refuses, though the stepper, which runs guest kernels here, has them.
+    pub(crate) cr4: u64,
+    /// XCR0, if those have OSXSAVE among them.
+    pub(crate) xcr0: u64,
 }
 
 fn segment(s: &kvm_segment) -> Segment {
@@ -136,7 +141,8 @@ pub(crate) fn get(cpu: &mut dyn Cpu, usable: &[u32], held: Held, tsc_now: u64) -
     state.idtr = TableReg { base: s.idt.base, limit: s.idt.limit };
     (state.cr0, state.cr2, state.cr3, state.cr4, state.cr8) = (s.cr0, s.cr2, s.cr3, s.cr4, s.cr8);
     state.efer = s.efer;
-    state.xcr0 = cpu.xcr0()?;
+    state.cr4 |= held.cr4;
+    state.xcr0 = if held.cr4 & cr4::OSXSAVE != 0 { held.xcr0 } else { cpu.xcr0()? };
     state.dr.copy_from_slice(&dr[..4]);
     (state.dr6, state.dr7) = (dr[4], dr[5]);
     state.msrs = msrs;
@@ -200,6 +206,7 @@ pub(crate) fn set(
     cpu: &mut dyn Cpu,
     usable: &[u32],
     state: &CpuState,
+    held: Held,
     apic_base: Option<u64>,
     tsc_now: u64,
 ) -> io::Result<()> {
@@ -213,7 +220,7 @@ pub(crate) fn set(
     (sregs.ldt, sregs.tr) = (kvm_segment_of(&state.ldtr), kvm_segment_of(&state.tr));
     sregs.gdt = kvm_dtable { base: state.gdtr.base, limit: state.gdtr.limit, padding: [0; 3] };
     sregs.idt = kvm_dtable { base: state.idtr.base, limit: state.idtr.limit, padding: [0; 3] };
-    (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
+    (sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4 & !held.cr4);
     (sregs.cr8, sregs.efer) = (state.cr8, state.efer);
     sregs.interrupt_bitmap = [0; 4];
     cpu.set_sregs(&sregs)?;
@@ -239,14 +246,20 @@ pub(crate) fn set(
         rip,
         rflags,
     })?;
-    let has_xcr0 = state.xcr0 != 0 && cpu.xcr0()? != state.xcr0;
+    let has_xcr0 = held.cr4 & cr4::OSXSAVE == 0 && state.xcr0 != 0 && cpu.xcr0()? != state.xcr0;
     if has_xcr0 {
         cpu.set_xcr0(state.xcr0)?;
     }
     let mut area = cpu.xsave()?;
-    area[..XSAVE_SIZE].copy_from_slice(&state.xsave.bytes);
-    // All three components are in the image, whatever its header says.
-    area[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&(7 & (state.xcr0 | 3)).to_le_bytes());
+    // All components of the image are valid, whatever its header says. What it does not have stays as it was: on some
+    // hosts ring 3 uses registers that the guest's kernel does not know.
+    let ours = 7 & (state.xcr0 | 3);
+    let mut word = [0; 8];
+    word.copy_from_slice(&area[XSAVE_HEADER..XSAVE_HEADER + 8]);
+    let there = u64::from_le_bytes(word) & !ours;
+    let end = if ours & 4 != 0 { XSAVE_SIZE } else { XSAVE_HEADER + 64 };
+    area[..end].copy_from_slice(&state.xsave.bytes[..end]);
+    area[XSAVE_HEADER..XSAVE_HEADER + 8].copy_from_slice(&(ours | there).to_le_bytes());
     area[XSAVE_HEADER + 8..XSAVE_HEADER + 64].fill(0);
     cpu.set_xsave(&area)?;
     let [d0, d1, d2, d3] = state.dr;

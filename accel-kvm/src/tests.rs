@@ -456,7 +456,7 @@ fn every_register_survives_a_round_through_the_real_kernel() {
     s.xsave.bytes[160..176].copy_from_slice(&[7; 16]);
     s.nmi_masked = true;
     s.xcr0 = 1;
-    crate::state::set(&mut *fd, &usable, &s, Some(0xfee0_0900), 0).unwrap();
+    crate::state::set(&mut *fd, &usable, &s, crate::state::Held::default(), Some(0xfee0_0900), 0).unwrap();
     let mut back = crate::state::get(&mut *fd, &usable, crate::state::Held::default(), 0).unwrap();
     // Time went on.
     back.tsc_offset = s.tsc_offset;

@@ -37,6 +37,8 @@ pub(crate) struct VmShared {
     pub(crate) extra: Vec<(u32, u64)>,
     /// The local APICs, if they are in the kernel.
     pub(crate) apics: Option<Arc<KernelApics>>,
+    /// Bits of CR4 that guests have and the kernel refuses.
+    pub(crate) refused_cr4: u64,
     pub(crate) step_board: Option<Arc<StepBoard>>,
     /// Ring 0 runs in the kernel's instruction emulator.
     pub(crate) ring0_emulated: bool,
@@ -112,7 +114,8 @@ impl KvmVm {
         }
         let gate = Arc::new(Gate::default());
         let limit = system.capability(Cap::NrMemslots as u32).max(FEWEST_SLOTS);
-        let slots = Slots::new(&fd, &gate, limit as u32, ring0_emulated);
+        // One slot stays free: see `Slots::forget_translations`.
+        let slots = Slots::new(&fd, &gate, limit as u32 - 1, ring0_emulated);
         spaces.memory.subscribe(slots.clone());
         let msr_list = system.msr_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?;
         let cpuid = cpuid::Leaves::new(system, apics.is_some()).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
@@ -133,6 +136,7 @@ impl KvmVm {
             msrs: Vec::new(),
             extra: Vec::new(),
             apics,
+            refused_cr4: if step_kernels { cpuid.refused_cr4() } else { 0 },
             step_board,
             ring0_emulated,
             step_kernels,

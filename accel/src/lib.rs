@@ -12,7 +12,7 @@ use std::time::Instant;
 use anura_memory::{AddressSpace, RamBlock};
 use anura_vmcore::{Clock, CpuSignal, HostApics, ResetKind};
 use anura_x86::apic::ApicImage;
-use anura_x86::{CpuModel, CpuState, Topology};
+use anura_x86::{CpuModel, CpuState, FeatureSet, Topology};
 
 pub mod scripted;
 pub mod verify;
@@ -40,6 +40,8 @@ pub struct Capabilities {
     pub tsc_khz: Option<u64>,
     /// That rate is only the best one; others can be had.
     pub tsc_scales: bool,
+    /// The features that its vCPUs can have; those of the software engines if it does not say.
+    pub features: Option<FeatureSet>,
     /// Why this engine, though it works, is slower here than another would be.
     pub slow: Option<String>,
 }

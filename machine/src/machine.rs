@@ -193,10 +193,16 @@ impl Machine {
         trace_event!(init_phase, "configuration");
         let capabilities =
             accel.probe().map_err(|e| MachineError::Config(format!("-accel {}: {e}", accel.name())))?;
-        let mut parsed = CpuModel::parse(&config.cpu, &FeatureSet::available()).map_err(|e| {
+        let offer = capabilities.features.unwrap_or_else(FeatureSet::available);
+        let mut parsed = CpuModel::parse(&config.cpu, &offer).map_err(|e| {
             MachineError::Config(format!("-cpu {}: {e}; -cpu help lists the models", config.cpu))
         })?;
-        parsed.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        for warning in &parsed.warnings {
+            match capabilities.features {
+                Some(_) => log::warn!("{}", warning.replace("TCG doesn't", "host doesn't")),
+                None => log::warn!("{warning}"),
+            }
+        }
         let (start, roms) = choose_start(&config, parsed.model.has(anura_x86::Feature::Lm))?;
         let smp = config.smp;
         let topology = Topology { sockets: smp.sockets, cores: smp.cores * smp.dies, threads: smp.threads };
@@ -378,6 +384,12 @@ impl Machine {
             return Err(refuse(format!("it runs 1 to {} vCPUs", capabilities.max_vcpus)));
         }
         check_tsc(&capabilities, inner.tsc_khz).map_err(refuse)?;
+        let offer = capabilities.features.unwrap_or_else(FeatureSet::available);
+        let lacking: Vec<_> =
+            inner.model.features.iter().filter(|f| !offer.has(*f)).map(|f| f.name()).collect();
+        if !lacking.is_empty() {
+            return Err(refuse(format!("the guest's processor has what it lacks: {}", lacking.join(", "))));
+        }
         let config = VmConfig {
             platform: inner.platform.clone(),
             model: inner.model.clone(),

@@ -388,6 +388,10 @@ impl CpuModel {
 
     /// The model of the given name; `max` is what is `available`, `base` nothing.
     pub fn named(name: &str, available: &FeatureSet) -> Result<Self, ModelError> {
+        if name == "host" {
+            // As `max`; an engine that runs on the host's processor shows its name and signature.
+            return Ok(Self { name: name.to_owned(), ..Self::named("max", available)? });
+        }
         let row = MODELS.iter().find(|r| r.name == name);
         let row = row.ok_or_else(|| ModelError::UnknownModel(name.to_owned()))?;
         let Row { name, vendor, id: (family, model, stepping), model_id, levels, phys_bits, features } = *row;

@@ -54,7 +54,8 @@ impl KvmVcpu {
         let base = ours.then(|| self.apic().base());
         self.tsc = Tsc { offset: s.tsc_offset, resumptions: self.vm.spaces.clock.resumptions() };
         let now = self.tsc_now();
-        state::set(&mut *self.fd, &self.vm.msrs, s, base, now)?;
+        (self.held.cr4, self.held.xcr0) = (s.cr4 & self.vm.refused_cr4, s.xcr0);
+        state::set(&mut *self.fd, &self.vm.msrs, s, self.held, base, now)?;
         // Injection is possible again once the kernel has said so.
         let page = self.fd.page().get();
         page.ready_for_interrupt_injection = 0;

@@ -35,6 +35,8 @@ use crate::vm::VmShared;
 struct Counts {
     exits: BTreeMap<&'static str, u64>,
     stepped: u64,
+    /// Instructions that the stepper did not know and ring 3 of the host was given.
+    returned: u64,
     bursts: u64,
 }
 
@@ -61,6 +63,10 @@ pub(crate) struct KvmVcpu {
     /// The board has what the kernel keeps for a running vCPU.
     standing: bool,
     tsc: keep::Tsc,
+    /// The guest's page fault handler, where a breakpoint of ours stands on hosts that emulate ring 0.
+    faults_at: Option<u64>,
+    /// The guest's handler of invalid opcodes, where the stepper has a breakpoint.
+    unknown_at: Option<u64>,
     failures_in_a_row: u32,
     counts: Counts,
     debug: DebugControl,
@@ -101,6 +107,8 @@ impl KvmVcpu {
             fresh: false,
             standing: true,
             tsc: keep::Tsc::default(),
+            faults_at: None,
+            unknown_at: None,
             failures_in_a_row: 0,
             counts: Counts::default(),
             debug: DebugControl::default(),
@@ -396,7 +404,7 @@ impl KvmVcpu {
                 self.count("other")
             }
             KVM_EXIT_INTERNAL_ERROR => return self.internal_error(),
-            KVM_EXIT_DEBUG => return Ok(self.debug_exit()),
+            KVM_EXIT_DEBUG => return self.debug_exit(),
             KVM_EXIT_SYSTEM_EVENT => {
                 self.count("system event");
                 // SAFETY: the exit reason says that this member is set.
@@ -551,17 +559,33 @@ impl KvmVcpu {
         }
     }
 
-    fn debug_exit(&mut self) -> Next {
+    fn debug_exit(&mut self) -> io::Result<Next> {
+        // SAFETY: the exit reason says that this member is set.
+        let linear = unsafe { self.fd.page().get().__bindgen_anon_1.debug.arch.pc };
+        if self.faults_at == Some(linear) && !self.debug.breakpoints.contains(&linear) {
+            self.count("page fault");
+            return self.step();
+        }
         self.count("debug");
-        let event = match self.debug.single_step {
+        Ok(Next::Leave(VcpuExit::Debug(match self.debug.single_step {
             true => DebugEvent::Step,
-            false => {
-                // SAFETY: the exit reason says that this member is set.
-                let linear = unsafe { self.fd.page().get().__bindgen_anon_1.debug.arch.pc };
-                DebugEvent::Breakpoint { linear }
-            }
-        };
-        Next::Leave(VcpuExit::Debug(event))
+            false => DebugEvent::Breakpoint { linear },
+        })))
+    }
+
+    /// Breakpoints: the debugger's, and ours at the page fault handler if one is left.
+    fn arm_breakpoints(&mut self) -> io::Result<()> {
+        let mut debug = kvm_guest_debug::default();
+        if self.debug.single_step {
+            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
+        }
+        let all = self.debug.breakpoints.iter().copied().chain(self.faults_at);
+        for (i, at) in all.take(4).enumerate() {
+            debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+            debug.arch.debugreg[i] = at;
+            debug.arch.debugreg[7] |= 2 << (2 * i) | 1 << 9 | 1 << 10;
+        }
+        self.fd.set_guest_debug(&debug)
     }
 
     fn internal_error(&mut self) -> io::Result<Next> {
@@ -621,20 +645,8 @@ impl Vcpu for KvmVcpu {
         if control.breakpoints.len() > 4 {
             return Err(DebugError("kvm: the processor has four breakpoint registers".into()));
         }
-        let mut debug = kvm_guest_debug::default();
-        if control.single_step {
-            debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP;
-        }
-        if !control.breakpoints.is_empty() {
-            debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
-            for (i, at) in control.breakpoints.iter().enumerate() {
-                debug.arch.debugreg[i] = *at;
-                debug.arch.debugreg[7] |= 2 << (2 * i);
-            }
-            debug.arch.debugreg[7] |= 1 << 9 | 1 << 10;
-        }
-        self.fd.set_guest_debug(&debug).map_err(|e| DebugError(format!("kvm: {e}")))?;
         self.debug = control.clone();
+        self.arm_breakpoints().map_err(|e| DebugError(format!("kvm: {e}")))?;
         Ok(())
     }
 
@@ -673,6 +685,7 @@ impl Vcpu for KvmVcpu {
         let mut list: Vec<_> = self.counts.exits.iter().map(|(k, v)| (*k, *v)).collect();
         list.push(("bursts of the stepper", self.counts.bursts));
         list.push(("instructions stepped", self.counts.stepped));
+        list.push(("instructions given back", self.counts.returned));
         list
     }
 }

@@ -8,9 +8,12 @@
 use std::io;
 use std::sync::Arc;
 
-use anura_accel::{Budget, CpuPlatform, LocalApic, Pending, VcpuExit};
-use anura_vmcore::HostApics;
+use anura_accel::{Budget, CpuPlatform, DebugControl, LocalApic, Pending, VcpuExit};
+use anura_vmcore::{HostApics, Width};
+use anura_x86::CpuState;
 use anura_x86::apic::ApicImage;
+use anura_x86::regs::{cr0, efer};
+use anura_x86::segment::{Attr, Segment};
 use parking_lot::Mutex;
 
 use super::{KvmVcpu, Next};
@@ -139,6 +142,9 @@ impl KvmVcpu {
         if before.pending.is_some_and(|p| p.vector == 6) {
             before.pending = None;
         }
+        if self.faults_at == Some(before.rip) {
+            self.undo_system_call(&mut before);
+        }
         self.vm.slots.sync_dirty()?;
         let Some(mut stepper) = self.stepper.take() else { return Ok(Next::Go) };
         let result = stepper.set_state(&before);
@@ -160,14 +166,34 @@ impl KvmVcpu {
                 break;
             }
         }
-        let after = stepper.state();
+        let mut after = stepper.state();
         self.counts.stepped += stepper.instructions().wrapping_sub(start);
         self.counts.bursts += 1;
         self.stepper = Some(stepper);
         if let Err(e) = result {
             return Ok(Next::Leave(self.failed(format!("the stepper refuses the state: {e}"))));
         }
+        if matches!(exit, VcpuExit::Debug(_)) && self.debug == DebugControl::default() {
+            // The handler of #UD: what the stepper does not know, ring 3 of the host may.
+            self.counts.returned += u64::from(self.undo_delivery(&mut after, false, |_| true));
+            exit = VcpuExit::BudgetSpent;
+        }
         self.write_state(&after)?;
+        if after.cr0 & cr0::PG != 0 {
+            self.vm.slots.forget_translations()?;
+        }
+        if self.vm.step_kernels && after.cpl() == 3 {
+            let handlers = (self.gate(&after, 14), self.gate(&after, 6));
+            if (self.faults_at, self.unknown_at) != handlers {
+                (self.faults_at, self.unknown_at) = handlers;
+                self.arm_breakpoints()?;
+                if let Some(stepper) = &mut self.stepper {
+                    let breakpoints = handlers.1.into_iter().collect();
+                    // Without it ring 3 has what the stepper has.
+                    let _ = stepper.set_debug(&DebugControl { breakpoints, ..DebugControl::default() });
+                }
+            }
+        }
         self.attention = true;
         Ok(match exit {
             VcpuExit::BudgetSpent | VcpuExit::Halted => Next::Go,
@@ -177,6 +203,64 @@ impl KvmVcpu {
             }
             other => Next::Leave(other),
         })
+    }
+
+    /// Eight bytes at a linear address, by the stepper's page tables.
+    fn peek(&mut self, linear: u64) -> Option<u64> {
+        let at = self.stepper.as_mut()?.translate(linear)?;
+        let (value, result) = self.memory.read(at, Width::W8, self.requester());
+        result.is_ok().then_some(value)
+    }
+
+    /// Where the gate of a vector leads, in long mode.
+    fn gate(&mut self, s: &CpuState, vector: u64) -> Option<u64> {
+        if s.efer & efer::LMA == 0 {
+            return None;
+        }
+        let low = self.peek(s.idtr.base + 16 * vector)?;
+        let high = self.peek(s.idtr.base + 16 * vector + 8)?;
+        (low & 1 << 47 != 0).then_some(low & 0xffff | low >> 32 & 0xffff_0000 | high << 32)
+    }
+
+    /// Takes back the delivery of an exception to a handler that has not begun, if it came from ring 3: the state is that
+    /// of the instruction which faulted. The stepper must have this state.
+    fn undo_delivery(&mut self, s: &mut CpuState, error_code: bool, at: impl FnOnce(u64) -> bool) -> bool {
+        let frame = s.gpr[4].wrapping_add(8 * u64::from(error_code));
+        // RIP, CS, RFLAGS, RSP, SS.
+        let words: Vec<u64> = (0..5).map_while(|n| self.peek(frame.wrapping_add(8 * n))).collect();
+        let &[rip, cs, flags, rsp, ss] = words.as_slice() else { return false };
+        if cs & 3 != 3 || !at(rip) {
+            return false;
+        }
+        (s.rip, s.rflags, s.gpr[4]) = (rip, flags, rsp);
+        let long = cs as u16 == (s.msrs.star >> 48) as u16 + 16 | 3;
+        let flat = |kind, long: bool, selector: u64| Segment {
+            base: 0,
+            limit: u32::MAX,
+            selector: selector as u16,
+            attr: Attr::new()
+                .with_kind(kind)
+                .with_s(true)
+                .with_dpl(3)
+                .with_p(true)
+                .with_l(long)
+                .with_db(!long)
+                .with_g(true),
+        };
+        (s.seg[1], s.seg[2]) = (flat(0xb, long, cs), flat(3, false, ss));
+        true
+    }
+
+    /// A host that runs ring 3 natively and emulates ring 0 executes SYSCALL as it stands in the manual but for the
+    /// privilege level, and the fetch at its target is a page fault of ring 3. We stand at the handler of it: the
+    /// instruction is taken back, for the stepper to do well. RCX has where it would return to, R11 the flags.
+    fn undo_system_call(&mut self, s: &mut CpuState) {
+        let target = s.msrs.lstar;
+        let known = self.stepper.as_mut().is_some_and(|stepper| stepper.set_state(s).is_ok());
+        if known && s.cr2 == target && self.undo_delivery(s, true, |rip| rip == target) {
+            s.rip = s.gpr[1].wrapping_sub(2);
+            s.rflags = s.gpr[11];
+        }
     }
 
     /// Steps with the local APIC in the kernel.

@@ -327,7 +327,7 @@ impl Builder {
 
 fn cpu_hint(cpu: &str) -> String {
     let name = cpu.split(',').next().unwrap_or(cpu);
-    if CpuModel::names().any(|n| n == name) {
+    if name == "host" || CpuModel::names().any(|n| n == name) {
         return String::new();
     }
     match nearest(name, CpuModel::names()) {
