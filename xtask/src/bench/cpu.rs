@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use super::guest::{self, Outcome};
 use super::report::{Report, Times};
@@ -17,6 +18,7 @@ const USAGE: &str = "usage: cargo xtask bench cpu [OPTIONS]
   --without WHAT   leave out native, anura or qemu; may be given more than once
   --qemu PROGRAM   QEMU (qemu-system-x86_64)
   --anura PROGRAM  a built anura
+  --limit SECONDS  a test that takes longer hangs (300)
   --json FILE      the figures, for other programs
 Groups: int fp x87 vec mem kernel code smp io. smp runs on two processors, the others on one.";
 
@@ -30,6 +32,7 @@ struct Options {
     without: Vec<String>,
     qemu: String,
     anura: Option<PathBuf>,
+    limit: u64,
     json: Option<PathBuf>,
 }
 
@@ -44,6 +47,7 @@ fn options(args: &[&str]) -> Result<Options, String> {
         without: Vec::new(),
         qemu: "qemu-system-x86_64".into(),
         anura: None,
+        limit: 300,
         json: None,
     };
     let mut args = args.iter().copied();
@@ -66,6 +70,7 @@ fn options(args: &[&str]) -> Result<Options, String> {
             "--without" => o.without.push(value.into()),
             "--qemu" => o.qemu = value.into(),
             "--anura" => o.anura = Some(value.into()),
+            "--limit" => o.limit = value.parse().map_err(|_| USAGE)?,
             "--json" => o.json = Some(value.into()),
             _ => return Err(USAGE.into()),
         }
@@ -176,14 +181,15 @@ pub fn run(args: &[&str]) -> Result<(), String> {
                     continue;
                 }
                 eprintln!("xtask: round {round} of {}, {cpus} CPU, {name}", o.rounds);
-                found.take(index, &name, guest::listen(&mut command));
+                found.take(index, &name, guest::listen(&mut command, Duration::from_secs(o.limit)));
             }
         }
     }
     let disagreements = found.disagreements();
     let Found { times: [native, anura, qemu], sums, mut order, notes, failures } = found;
     order.retain(|name| sums.contains_key(name));
-    let report = Report { order, native, anura, qemu, median: o.median };
+    let max = o.cpu.as_deref() == Some("max");
+    let report = Report { order, native, anura, qemu, max, median: o.median };
     println!("{}", report.text());
     notes.iter().for_each(|note| println!("{note}"));
     if let Some(path) = &o.json {

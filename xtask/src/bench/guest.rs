@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 const FLAGS: &str =
     "-C target-feature=+crt-static -C relocation-model=static -C no-vectorize-loops -C no-vectorize-slp";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// A test that says nothing for so long hangs.
-const LIMIT: Duration = Duration::from_secs(600);
 
 /// Builds the program; where it is.
 pub fn build() -> Result<PathBuf, String> {
@@ -74,8 +72,8 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
-/// Runs a command that prints the guest program's lines, to the end or to a test that hangs.
-pub fn listen(command: &mut Command) -> Outcome {
+/// Runs a command that prints the guest program's lines, to the end or to a test that says nothing for `limit`.
+pub fn listen(command: &mut Command, limit: Duration) -> Outcome {
     let mut outcome = Outcome::default();
     let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = match spawned {
@@ -100,7 +98,7 @@ pub fn listen(command: &mut Command) -> Outcome {
     });
     let (mut ended, mut current, mut last) = (false, None::<(String, Instant)>, String::new());
     let end = loop {
-        match lines.recv_timeout(LIMIT) {
+        match lines.recv_timeout(limit) {
             Ok((when, line)) => {
                 if let Some((_, words)) = line.split_once("bench: ") {
                     ended |= take(&mut outcome, &mut current, when, words);

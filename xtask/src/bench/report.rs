@@ -8,16 +8,29 @@ use super::geometric_mean;
 /// Times of one test on one machine, in nanoseconds.
 pub type Times = BTreeMap<String, Vec<f64>>;
 
-/// Parts of groups that are looked at on their own: name, beginnings of their tests' names.
-const PARTS: &[(&str, &[&str])] = &[
-    ("vec: SSE2", &["vec/sse2"]),
-    ("vec: AVX2 single", &["vec/avx2-single"]),
-    ("vec: AVX2 and FMA", &["vec/avx2", "vec/fma"]),
-    ("mem: byte strings", &["mem/movsb", "mem/stosb"]),
-    ("mem: streaming", &["mem/stream"]),
-    ("kernel: pipe switch", &["kernel/pipe-switch"]),
-    ("kernel: fork", &["kernel/fork"]),
-    ("code: data beside code", &["code/data-beside", "code/stack-beside"]),
+/// What is summed up: name, beginnings of its tests' names, the least QEMU/anura ratio that is aimed at, the same with
+/// `-cpu max`, and the greatest slowdown against native.
+type Sum = (&'static str, &'static [&'static str], Option<f64>, Option<f64>, Option<f64>);
+
+#[rustfmt::skip]
+const SUMS: &[Sum] = &[
+    ("int", &["int/"], Some(2.0), Some(2.0), Some(2.4)),
+    ("fp", &["fp/"], Some(17.0), Some(17.0), Some(1.5)),
+    ("x87", &["x87/"], Some(20.0), Some(20.0), None),
+    ("vec", &["vec/"], Some(30.0), Some(120.0), Some(1.5)),
+    ("  SSE2", &["vec/sse2"], Some(30.0), Some(30.0), None),
+    ("  AVX2 single", &["vec/avx2-single"], None, Some(200.0), None),
+    ("  AVX2 and FMA", &["vec/avx2", "vec/fma"], None, None, None),
+    ("mem", &["mem/"], Some(3.0), Some(3.0), None),
+    ("  byte strings", &["mem/movsb", "mem/stosb"], Some(15.0), Some(15.0), None),
+    ("  streaming", &["mem/stream"], Some(5.0), Some(5.0), None),
+    ("kernel", &["kernel/"], Some(2.5), Some(4.0), None),
+    ("  pipe switch", &["kernel/pipe-switch"], Some(5.0), Some(5.0), None),
+    ("  fork", &["kernel/fork"], Some(4.0), Some(4.0), None),
+    ("code", &["code/"], Some(6.0), Some(6.0), None),
+    ("  data beside code", &["code/data-beside", "code/stack-beside"], Some(15.0), Some(15.0), None),
+    ("smp", &["smp/"], Some(1.4), Some(1.4), None),
+    ("io", &["io/"], Some(1.5), Some(1.5), None),
 ];
 
 /// All that was measured.
@@ -30,6 +43,8 @@ pub struct Report {
     pub anura: Times,
     /// QEMU's times.
     pub qemu: Times,
+    /// Whether the emulators had `-cpu max`.
+    pub max: bool,
     /// Whether a test's time is the median of its rounds; otherwise it is the shortest.
     pub median: bool,
 }
@@ -80,17 +95,6 @@ impl Report {
         }
     }
 
-    fn groups(&self) -> Vec<&str> {
-        let mut groups: Vec<&str> = Vec::new();
-        for name in &self.order {
-            let group = name.split('/').next().unwrap_or(name);
-            if !groups.contains(&group) {
-                groups.push(group);
-            }
-        }
-        groups
-    }
-
     /// The tests whose names begin so.
     fn of(&self, starts: &[&str]) -> Vec<Line> {
         let inside = |name: &&String| starts.iter().any(|start| name.starts_with(start));
@@ -122,28 +126,25 @@ impl Report {
         let mut text = head + &text;
         let _ = writeln!(
             text,
-            "\n{:28} {:>9} {:>9} {:>9}   geometric means",
-            "group", "anura x", "QEMU x", "QEMU/us"
+            "\n{:28} {:>9} {:>9} {:>9} {:>9} {:>9}   geometric means",
+            "group", "anura x", "aim", "QEMU x", "QEMU/us", "aim"
         );
-        let mut row = |name: &str, lines: Vec<Line>| {
+        for (name, starts, aim, aim_of_max, of_native) in SUMS {
+            let lines = self.of(starts);
+            let count = lines.iter().filter(|line| line.anura.or(line.qemu).is_some()).count();
+            if count == 0 {
+                continue;
+            }
             let mean = |of: fn(&Line) -> Option<f64>| geometric_mean(lines.iter().filter_map(of));
             let _ = writeln!(
                 text,
-                "{name:28} {:>9} {:>9} {:>9}   {} tests",
+                "{name:28} {:>9} {:>9} {:>9} {:>9} {:>9}   {count} tests",
                 figure(mean(Line::ours), 2),
+                figure(*of_native, 1),
                 figure(mean(Line::theirs), 2),
                 figure(mean(Line::gain), 2),
-                lines.iter().filter(|line| line.anura.or(line.qemu).is_some()).count()
+                figure(if self.max { *aim_of_max } else { *aim }, 1),
             );
-        };
-        for group in self.groups() {
-            row(group, self.of(&[&format!("{group}/")]));
-        }
-        for (name, starts) in PARTS {
-            let lines = self.of(starts);
-            if !lines.is_empty() {
-                row(name, lines);
-            }
         }
         let slower: Vec<&str> = self
             .order
@@ -196,6 +197,7 @@ mod tests {
             native: times(1e6, 1e6),
             anura: times(2e6, 8e6),
             qemu: times(8e6, 2e6),
+            max: false,
             median: false,
         }
     }
@@ -204,7 +206,8 @@ mod tests {
     fn a_group_is_the_geometric_mean_of_its_tests_and_slow_ones_are_named() {
         let text = report().text();
         let group = text.lines().find(|line| line.starts_with("int ")).unwrap();
-        assert_eq!(group.split_whitespace().skip(1).take(3).collect::<Vec<_>>(), ["4.00", "4.00", "1.00"]);
+        let figures: Vec<_> = group.split_whitespace().skip(1).take(5).collect();
+        assert_eq!(figures, ["4.00", "2.4", "4.00", "1.00", "2.0"]);
         assert!(text.contains("slower than QEMU: 1 of 2: int/b"), "{text}");
     }
 
