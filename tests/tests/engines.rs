@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anura_tests::guests::adversary;
+use anura_tests::guests::adversary::{self, Setup};
 use anura_tests::{Emulator, anura, guest_file, lacks_engine, need};
 
 const LIMIT: Duration = Duration::from_secs(300);
@@ -26,7 +26,8 @@ fn adversaries(cpus: u32) {
     let program = need!(anura(), NO_PROGRAM);
     let run = |engine| {
         let dir = tempfile::tempdir().unwrap();
-        adversary::run(engine, &program, dir.path(), cpus, 6000, 7, LIMIT).unwrap_or_else(|e| panic!("{e}"))
+        let setup = Setup { cpus, rounds: 6000, seed: 7, counted: true };
+        adversary::run(engine, &program, dir.path(), setup, LIMIT).unwrap_or_else(|e| panic!("{e}"))
     };
     let first = run("interp");
     assert!(first.text.contains("\nend "), "{}", first.text);
@@ -46,6 +47,19 @@ fn code_that_makes_code_ends_in_one_state_on_every_engine() {
 #[test]
 fn code_that_two_processors_make_ends_in_one_state_on_every_engine() {
     adversaries(2);
+}
+
+#[test]
+fn code_that_two_processors_make_at_once_comes_to_its_end() {
+    let program = need!(anura(), NO_PROGRAM);
+    for engine in others(&program) {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = Setup { cpus: 2, rounds: 6000, seed: 11, counted: false };
+        let run =
+            adversary::run(engine, &program, dir.path(), setup, LIMIT).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(run.text.matches("end ").count(), 2, "{engine}: {}", run.text);
+        assert!(run.peak < 256 << 10, "{engine} used {} KiB", run.peak);
+    }
 }
 
 /// Serial bytes and state at the end of a counted boot.

@@ -229,6 +229,8 @@ fn soak_adversary(args: &[&str]) -> Result<(), String> {
     cargo(&["build", "--release", "--quiet", "--package", "anura"])?;
     let mut all = vec!["--rounds", "100000", "--seeds", "8"];
     all.extend(if args.is_empty() { &["interp", "interp-portable"] } else { args });
+    binary("adversary", &all)?;
+    all.push("--free");
     binary("adversary", &all)
 }
 

@@ -1,16 +1,18 @@
-//! The guest of `guests::adversary` on several engines, in counted time: texts, states and memory compared.
+//! The guest of `guests::adversary` on several engines: texts and states compared, memory told.
 //!
-//! Run as `cargo xtask soak adversary [ENGINE]...`, or here with `--rounds N`, `--seed N` and `--cpus N`.
+//! Run as `cargo xtask soak adversary [ENGINE]...`, or here with `--rounds N`, `--seed N`, `--cpus N`, and
+//! `--free` to run freely, where nothing but the end can be expected.
 
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anura_tests::guests::adversary;
+use anura_tests::guests::adversary::{self, Setup};
 
 fn main() -> ExitCode {
     let mut engines = Vec::new();
+    let mut counted = true;
     let (mut rounds, mut seeds, mut cpus) = (100_000u32, vec![1u64], vec![1u32, 2]);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
             "--rounds" => rounds = number() as u32,
             "--seed" => seeds = vec![number()],
             "--seeds" => seeds = (1..=number()).collect(),
+            "--free" => counted = false,
             "--cpus" => cpus = vec![number() as u32],
             engine => engines.push(engine.to_owned()),
         }
@@ -37,8 +40,9 @@ fn main() -> ExitCode {
             for engine in &engines {
                 let dir = tempfile::tempdir().expect("a folder can be made");
                 let start = Instant::now();
+                let setup = Setup { cpus: *cpus, rounds, seed, counted };
                 let limit = Duration::from_secs(3600);
-                let run = match adversary::run(engine, &program, dir.path(), *cpus, rounds, seed, limit) {
+                let run = match adversary::run(engine, &program, dir.path(), setup, limit) {
                     Ok(run) => run,
                     Err(error) => {
                         eprintln!("adversary: {error}");
@@ -59,6 +63,9 @@ fn main() -> ExitCode {
                     println!("{}", run.text.split_once("end").map_or("", |(_, rest)| rest));
                 }
                 let (text, hash) = first.get_or_insert_with(|| (run.text.clone(), run.hash.clone()));
+                if !counted {
+                    continue;
+                }
                 if *text != run.text {
                     let line = text.lines().zip(run.text.lines()).position(|(a, b)| a != b);
                     println!("{engine} prints another text from line {line:?} on");

@@ -656,33 +656,34 @@ pub struct Run {
     pub jit: String,
 }
 
-/// Runs it in counted time, in `dir`, at most for `limit`.
-pub fn run(
-    engine: &str,
-    program: &Path,
-    dir: &Path,
-    cpus: u32,
-    rounds: u32,
-    seed: u64,
-    limit: Duration,
-) -> Result<Run, String> {
+/// How it is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup {
+    /// Processors: one or two.
+    pub cpus: u32,
+    /// How often each enters random code.
+    pub rounds: u32,
+    /// Where the random numbers begin.
+    pub seed: u64,
+    /// In counted time; otherwise freely, and text and state are other ones each time.
+    pub counted: bool,
+}
+
+/// Runs it in `dir`, at most for `limit`.
+pub fn run(engine: &str, program: &Path, dir: &Path, setup: Setup, limit: Duration) -> Result<Run, String> {
     let image = dir.join("adversary.rom");
     let out = dir.join("text");
-    let rom = rom(cpus, rounds, seed).map_err(|e| e.to_string())?;
+    let rom = rom(setup.cpus, setup.rounds, setup.seed).map_err(|e| e.to_string())?;
     std::fs::write(&image, rom).map_err(|e| e.to_string())?;
     let debug = format!("file:{}", out.display());
-    let (cpus, image) = (cpus.to_string(), image.display().to_string());
+    let (cpus, image) = (setup.cpus.to_string(), image.display().to_string());
     let mut args =
         vec!["-smp", &cpus, "-bios", &image, "-debugcon", &debug, "-m", "32", "-nodefaults", "-no-shutdown"];
     // Random numbers would be other ones in each run.
-    args.extend([
-        "-cpu",
-        "max,-rdrand,-rdseed",
-        "-icount",
-        "shift=1,sleep=off",
-        "-rtc",
-        "base=2020-01-01,clock=vm",
-    ]);
+    args.extend(["-cpu", "max,-rdrand,-rdseed"]);
+    if setup.counted {
+        args.extend(["-icount", "shift=1,sleep=off", "-rtc", "base=2020-01-01,clock=vm"]);
+    }
     let emulator = Emulator::start_on(engine, program, dir, &args);
     let mut monitor = emulator.monitor();
     let ended = monitor.wait_shutdown(limit);

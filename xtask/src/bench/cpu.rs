@@ -147,6 +147,7 @@ pub fn run(args: &[&str]) -> Result<(), String> {
         None => super::anura()?,
     };
     let engine = o.engine.clone().unwrap_or_else(|| super::default_engine(&anura));
+    let accel = super::accel(&anura, &engine);
     let has_qemu = crate::on_path(&o.qemu) || PathBuf::from(&o.qemu).is_file();
     if !has_qemu && !without("qemu") {
         eprintln!("xtask: {} is not there; nothing to compare with", o.qemu);
@@ -170,10 +171,9 @@ pub fn run(args: &[&str]) -> Result<(), String> {
             };
             let mut native = Command::new(&program);
             native.args(&words);
-            let accel = if engine == "jit" { "jit,thread=multi" } else { &engine };
             let machines = [
                 ("native", "native".to_owned(), native),
-                ("anura", format!("anura {engine}"), machine(&anura, accel)),
+                ("anura", format!("anura {engine}"), machine(&anura, &accel)),
                 ("qemu", "QEMU".to_owned(), machine(&PathBuf::from(&o.qemu), "tcg,thread=multi")),
             ];
             for (index, (what, name, mut command)) in machines.into_iter().enumerate() {

@@ -200,10 +200,10 @@ pub fn run(args: &[&str]) -> Result<(), String> {
     let disk = super::guest::ram_disk(&program)?;
     let anura = anura.map_or_else(super::anura, Ok)?;
     let engine = engine.unwrap_or_else(|| super::default_engine(&anura));
-    let accel = if engine == "jit" { "jit,thread=multi" } else { &engine };
+    let accel = super::accel(&anura, &engine);
     let mut machines = Vec::new();
     if !without.contains(&"anura") {
-        machines.push((format!("anura {engine}"), anura, accel));
+        machines.push((format!("anura {engine}"), anura, accel.as_str()));
     }
     if !without.contains(&"qemu") && (qemu.is_file() || crate::on_path(&qemu.to_string_lossy())) {
         machines.push(("QEMU".to_owned(), qemu, "tcg,thread=multi"));

@@ -39,6 +39,12 @@ fn default_engine(anura: &PathBuf) -> String {
     if has_engine(anura, "jit") { "jit".into() } else { "interp".into() }
 }
 
+/// What stands behind `-accel` for an engine of ours: with a thread for each processor where it knows the word.
+fn accel(anura: &PathBuf, engine: &str) -> String {
+    let words = format!("{engine},thread=multi");
+    if engine == "jit" && has_engine(anura, &words) { words } else { engine.to_owned() }
+}
+
 /// Exponential of the mean logarithm.
 fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     let (sum, count) = values.fold((0.0, 0u32), |(sum, n), v| (sum + v.ln(), n + 1));
