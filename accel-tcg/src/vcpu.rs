@@ -679,7 +679,7 @@ impl Vcpu for InterpVcpu {
 
     fn exit_counts(&self) -> Vec<(&'static str, u64)> {
         let c = &self.cpu.t0.counts;
-        vec![
+        let mut counts = vec![
             ("block lookups", c.lookups),
             ("blocks translated", c.built),
             ("blocks linked", c.links),
@@ -687,6 +687,8 @@ impl Vcpu for InterpVcpu {
             ("interrupts", c.interrupts),
             ("stale blocks entered", c.stale),
             ("cache flushes", c.flushes),
-        ]
+        ];
+        counts.extend(self.cpu.mmu.counts());
+        counts
     }
 }

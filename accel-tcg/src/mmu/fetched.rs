@@ -1,5 +1,5 @@
 //! Which pages code was fetched through since an epoch began.
-use super::regions::Dep;
+use super::regions::{Dep, Moved};
 use crate::cache::AddressHasher;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -40,9 +40,11 @@ impl Fetched {
         false
     }
 
-    /// Whether the tables still say the same of all pages.
-    pub fn hold(&self, wide: bool) -> bool {
-        self.pages.values().all(|d| d.still_maps(wide))
+    /// Whether the tables still say the same of all pages, and none was found by tables that moved.
+    pub fn hold(&self, wide: bool, moved: &Moved) -> bool {
+        self.pages.iter().all(|(page, dep)| {
+            dep.still_maps(wide) && (moved.is_empty() || !moved.meets(*page, *page as u8 & 63))
+        })
     }
 
     /// Whether there are none.

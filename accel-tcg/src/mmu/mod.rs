@@ -69,6 +69,22 @@ pub struct Mmu {
     /// Changes whenever the mapping of code may have changed; translations of code are checked again.
     pub exec_epoch: u64,
     epochs: [u64; 2],
+    counts: Counts,
+}
+
+/// How often the slow ways were taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    misses: u64,
+    walks: u64,
+    fetches: u64,
+    switches: u64,
+    fresh: u64,
+    tables: u64,
+    flushes: u64,
+    pages: u64,
+    lower: u64,
+    upper: u64,
 }
 
 // SAFETY: the raw pointers in the caches point into RAM blocks that the cached flat view keeps
@@ -97,9 +113,27 @@ impl Mmu {
             map,
             exec_epoch: 0,
             epochs: [1, 2],
+            counts: Counts::default(),
         };
         mmu.select(tlb::SUPER_ALL, tlb::SUPER_ALL);
         mmu
+    }
+
+    /// What `info exits` counts.
+    pub fn counts(&self) -> [(&'static str, u64); 10] {
+        let c = &self.counts;
+        [
+            ("TLB misses", c.misses),
+            ("walks", c.walks),
+            ("fetches translated", c.fetches),
+            ("context switches", c.switches),
+            ("contexts not kept", c.fresh),
+            ("contexts whose tables moved", c.tables),
+            ("full flushes", c.flushes),
+            ("page flushes", c.pages),
+            ("epochs of the lower half", c.lower),
+            ("epochs of the upper half", c.upper),
+        ]
     }
 }
 

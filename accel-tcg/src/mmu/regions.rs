@@ -235,14 +235,54 @@ fn top(ctx: &Context, va: u64) -> u64 {
     }
 }
 
-/// More entries than this are not compared one by one.
-const LIMIT: usize = 1024;
+/// More regions than this are not compared one by one.
+const LIMIT: usize = 512;
+/// As many regions may have moved; with more, all are taken to have.
+const MOVED: usize = 8;
 
-/// The entries above the last table that translations of one context came through.
+/// A region that translations came through, and the entries above its last table.
+#[derive(Clone, Copy)]
+struct Noted {
+    tag: u64,
+    /// Where the cache had it.
+    region: usize,
+    above: [Dep; 4],
+    len: u8,
+}
+
+/// The regions that translations of one context came through.
 pub struct Above {
-    list: Vec<Dep>,
+    list: Vec<Noted>,
     name: u64,
     overflow: bool,
+}
+
+/// Regions whose tables no longer stand where they stood.
+#[derive(Clone, Copy)]
+pub struct Moved {
+    tags: [u64; MOVED],
+    len: usize,
+    shift: u32,
+}
+
+impl Moved {
+    /// No regions.
+    pub fn none() -> Self {
+        Self { tags: [0; MOVED], len: 0, shift: 21 }
+    }
+
+    /// Whether there are none.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Whether the page of this size that holds `va` has a part in one of them.
+    #[inline]
+    pub fn meets(&self, va: u64, shift: u8) -> bool {
+        let shift = self.shift.max(shift.into());
+        self.tags[..self.len].iter().any(|tag| (tag << self.shift ^ va) >> shift == 0)
+    }
 }
 
 impl Above {
@@ -267,7 +307,7 @@ impl Above {
         r.noted = self.name;
         self.overflow |= self.list.len() > LIMIT;
         if !self.overflow {
-            self.list.extend_from_slice(&r.above[..usize::from(r.len)]);
+            self.list.push(Noted { tag: r.tag, region: hit.region, above: r.above, len: r.len });
         }
     }
 
@@ -276,8 +316,25 @@ impl Above {
         self.overflow = true;
     }
 
-    /// Whether all entries still say the same.
-    pub fn hold(&self, wide: bool) -> bool {
-        !self.overflow && self.list.iter().all(|d| d.holds(wide))
+    /// Finds the regions whose entries say something else now, and forgets them; `None` if they are too many.
+    pub fn moved(&mut self, regions: &mut Regions) -> Option<Moved> {
+        let mut moved = Moved { shift: regions.shift, ..Moved::none() };
+        if self.overflow {
+            return None;
+        }
+        let holds = |n: &Noted| n.above[..usize::from(n.len)].iter().all(|d| d.holds(regions.wide));
+        for n in self.list.iter().filter(|n| !holds(n)) {
+            *moved.tags.get_mut(moved.len)? = n.tag;
+            moved.len += 1;
+        }
+        if moved.len != 0 {
+            let gone = &moved.tags[..moved.len];
+            for n in self.list.iter().filter(|n| gone.contains(&n.tag)) {
+                // It may be there anew, and must be noted anew.
+                regions.entries[n.region].noted = 0;
+            }
+            self.list.retain(|n| !gone.contains(&n.tag));
+        }
+        Some(moved)
     }
 }

@@ -385,3 +385,39 @@ fn after_a_cr3_load_every_access_goes_where_the_tables_say() {
     }
     assert!(kept > 20_000, "only {kept} translations were kept");
 }
+
+#[test]
+fn only_what_lies_under_a_table_that_moved_goes() {
+    let (t, mut cpu) = bed(false);
+    let far = LOW + 0x41_0000;
+    let mut next = 0x60_0000;
+    t.map_page(ROOTS[0], &mut next, far, 0x30_0000 | RW);
+    t.map_page(ROOTS[0], &mut next, far + 0x1000, 0x31_0000 | RW);
+    cpu.read_u64(far + 0x1000, View::Data).unwrap();
+    cpu.translate_exec(far).unwrap();
+    touch(&mut cpu);
+    let [code, _] = cpu.mmu.epochs();
+    // The table of the far pages goes, as when its last page is unmapped, and comes back elsewhere.
+    let pde = 0x10000 + 0x2000 + (far >> 21 & 511) * 8;
+    let old = t.get(pde);
+    t.put(0x50_0088, 0x3f_0000 | RW);
+    for round in 0..20 {
+        t.put(pde, 0x50_0000 | RW);
+        assert_eq!(cpu.read_u64(far + 0x1000, View::Data), Ok([0x31_0000, 0x3f_0000][(round > 0) as usize]));
+        cpu.write_cr3(ROOTS[0]).unwrap();
+        assert!((0..4).all(|n| has(&cpu, LOW + n * 0x1000)));
+        assert_eq!(cpu.read_u64(far + 0x1000, View::Data), Ok(0x3f_0000));
+        t.put(pde, 0);
+        cpu.write_cr3(ROOTS[0]).unwrap();
+        assert_eq!(cpu.read_u64(far + 0x1000, View::Data), Err(Fault::page(far + 0x1000, 0)));
+    }
+    t.put(pde, old);
+    assert_ne!(cpu.mmu.epochs()[0], code, "code was there");
+    cpu.translate_exec(LOW).unwrap();
+    let [code, _] = cpu.mmu.epochs();
+    cpu.read_u64(far, View::Data).unwrap();
+    t.put(pde, 0);
+    cpu.write_cr3(ROOTS[0]).unwrap();
+    assert_eq!(cpu.mmu.epochs()[0], code);
+    assert_eq!(cpu.mmu.counts.tables, 0);
+}

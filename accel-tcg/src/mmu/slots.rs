@@ -12,7 +12,7 @@
 //! Epochs name the mapping of code by half of the address space. What is fetched through global pages of the upper
 //! half is common to all slots: see [`Mmu::epochs`].
 use super::fetched::Fetched;
-use super::regions::{Above, Dep, Hit};
+use super::regions::{Above, Dep, Hit, Regions};
 use super::walk::{Context, Keys};
 use super::{ExecPage, Mmu, tlb};
 use anura_x86::paging::Mode;
@@ -151,15 +151,20 @@ impl Slot {
     }
 
     /// Drops what is not global and no longer stands so in memory.
-    fn validate(&mut self, wide: bool, name: u64) {
+    ///
+    /// False if everything had to go.
+    fn validate(&mut self, regions: &mut Regions, name: u64) -> bool {
         self.check = false;
-        if !self.above.hold(wide) {
-            return self.drop_translations(true, name);
-        }
-        self.each().for_each(|v| v.validate(wide));
-        if !self.code.hold(wide) {
+        let Some(moved) = self.above.moved(regions) else {
+            self.drop_translations(true, name);
+            return false;
+        };
+        let wide = regions.wide();
+        self.each().for_each(|v| v.validate(wide, &moved));
+        if !self.code.hold(wide, &moved) {
             self.drop_code(name);
         }
+        true
     }
 
     fn flush_page(&mut self, va: u64, name: u64) {
@@ -307,6 +312,8 @@ impl Mmu {
         };
         let now = [slot.lower, upper];
         if now != self.epochs {
+            self.counts.lower += u64::from(now[0] != self.epochs[0]);
+            self.counts.upper += u64::from(now[1] != self.epochs[1]);
             self.epochs = now;
             self.exec_epoch += 1;
         }
@@ -322,6 +329,7 @@ impl Mmu {
 
     /// Forgets all translations of all contexts.
     pub fn flush_all(&mut self) {
+        self.counts.flushes += 1;
         let s = &mut self.slots;
         let (name, epoch) = (s.name(), s.name());
         for (i, slot) in s.list.iter_mut().enumerate() {
@@ -359,8 +367,9 @@ impl Mmu {
 
     /// Forgets what is not global of the present context.
     pub fn flush_local(&mut self) {
-        let (wide, name) = (self.regions.wide(), self.slots.name());
-        self.slots.now().validate(wide, name);
+        let name = self.slots.name();
+        let kept = self.slots.now().validate(&mut self.regions, name);
+        self.counts.tables += u64::from(!kept);
         self.publish();
     }
 
@@ -376,6 +385,7 @@ impl Mmu {
 
     /// Forgets the translations of one page: of the present context, and global ones of all.
     pub fn flush_page(&mut self, va: u64) {
+        self.counts.pages += 1;
         let half = (va >> 63) as usize;
         let s = &mut self.slots;
         let name = s.name();
@@ -450,10 +460,11 @@ impl Mmu {
             return;
         }
         let moved = self.slots.now().key != key;
+        self.counts.switches += u64::from(moved);
         if moved {
             self.find_slot(key);
         }
-        let (wide, name) = (self.regions.wide(), self.slots.name());
+        let name = self.slots.name();
         let (root, keys) = (self.context.root, self.context.keys);
         let slot = self.slots.now();
         slot.used = name;
@@ -464,7 +475,8 @@ impl Mmu {
             slot.drop_translations(true, name);
             (slot.root, slot.pdpte) = (root, pdpte);
         } else if !keep || slot.check {
-            slot.validate(wide, name);
+            let kept = slot.validate(&mut self.regions, name);
+            self.counts.tables += u64::from(!kept);
         }
         if moved {
             self.select(self.data_view, self.super_view);
@@ -480,6 +492,7 @@ impl Mmu {
             s.current = i;
             return;
         }
+        self.counts.fresh += 1;
         let name = s.name();
         let free = s.list.iter().position(|slot| slot.key == NO_KEY);
         let i = match free {

@@ -10,7 +10,7 @@
 //!
 //! Beside each entry stands the table entry in guest memory that it came from ([`Dep`]). A flush of what is not
 //! global need not drop an entry whose table entry still says the same: see [`View::validate`].
-use super::regions::Dep;
+use super::regions::{Dep, Moved};
 
 /// Entries of a view.
 pub const ENTRIES: usize = 1024;
@@ -240,19 +240,24 @@ impl View {
         }
     }
 
-    /// Drops what is not global and no longer stands so in guest memory.
-    pub fn validate(&mut self, wide: bool) {
+    /// Drops what is not global and no longer stands so in guest memory, or was found by tables that moved.
+    pub fn validate(&mut self, wide: bool, moved: &Moved) {
         for w in 0..WORDS {
-            let (entries, deps, mut gone) = (&mut self.entries, &self.deps, 0);
+            let (entries, deps, mut out) = (&mut self.entries, &self.deps, 0);
             each(self.valid[w] & !self.global[w], w, |i| {
-                if !deps[i].holds(wide) {
+                let e = &entries[i];
+                let lost = || moved.meets(page_of(&victim_of(e, i)), e.meta as u8);
+                if !deps[i].holds(wide) || !moved.is_empty() && lost() {
                     entries[i] = blank(i);
-                    gone |= 1 << (i & 63);
+                    out |= 1 << (i & 63);
                 }
             });
-            self.valid[w] &= !gone;
+            self.valid[w] &= !out;
         }
-        self.kill_those(|e, dep| e.meta & GLOBAL == 0 && !dep.holds(wide));
+        self.kill_those(|e, dep| {
+            e.meta & GLOBAL == 0
+                && (!dep.holds(wide) || !moved.is_empty() && moved.meets(page_of(e), e.meta as u8))
+        });
     }
 
     /// Takes over the global translations of another view.
@@ -489,7 +494,7 @@ mod tests {
         }
         // SAFETY: the array is alive, and only reached through this pointer.
         unsafe { *p = [1, 9, 9] };
-        t.validate(true);
+        t.validate(true, &Moved::none());
         assert!(rd(&mut t, 0x5000, 1).is_some() && rd(&mut t, 0x6000, 1).is_none());
         assert!(rd(&mut t, 0x7000, 1).is_some(), "global");
     }

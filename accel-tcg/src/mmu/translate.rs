@@ -26,6 +26,7 @@ impl Mmu {
 
     #[inline(never)]
     fn resolve_slow(&mut self, va: u64, want: Want) -> Result<(Page, Option<Hit>), u32> {
+        self.counts.walks += 1;
         let tables = Tables(self.memory.held(), self.lines);
         let path = walk::trace(&tables, &self.context, va, want)?;
         let hit = self.regions.add(&self.context, va, &path, |page| tables.host(page));
@@ -63,6 +64,7 @@ impl Cpu {
         if self.env.long_mode() && !self.env.canonical(va) {
             return Err(if view == View::Stack { Fault::SS0 } else { Fault::not_canonical(va) });
         }
+        self.mmu.counts.misses += 1;
         self.refresh_views();
         let want = self.want(view, write);
         let (mut page, hit) = self.mmu.resolve(va, want).map_err(|e| Fault::page(va, e))?;
@@ -222,6 +224,7 @@ impl Cpu {
         if self.env.long_mode() && !self.env.canonical(va) {
             return Err(Fault::GP0);
         }
+        self.mmu.counts.fetches += 1;
         self.refresh_views();
         let want = Want { write: false, fetch: true, user: self.env.cpl() == 3, ac: false };
         let (mut page, hit) = self.mmu.resolve(va, want).map_err(|e| Fault::page(va, e))?;
