@@ -17,6 +17,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   ci                     what .ci/run does: formatting, lints, documentation, tests
   bench cpu [OPTIONS]    the host, our engine and QEMU beside each other, test by test; --help lists the options
   bench boot [OPTIONS]   boots on our engine and on QEMU: CPU, wall, time to /init, memory
+  bench counted [OPTIONS]  what counted time costs against running freely, test by test
   bench latency [OPTIONS]  CPU of an idle guest, a short sleep in it, and how soon stop is answered
   bench interp           guest instructions per second, boot time against QEMU's, memory
   bench ports            port and MMIO dispatches per second into a device
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ["ci"] => ci(),
         ["bench", "cpu", rest @ ..] => bench::cpu::run(rest),
         ["bench", "boot", rest @ ..] => bench::boot::run(rest),
+        ["bench", "counted", rest @ ..] => bench::counted::run(rest),
         ["bench", "latency", rest @ ..] => bench::latency::run(rest),
         ["bench", "interp", rest @ ..] => bench_interp(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),

@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::latency::{Machine, Monitor};
+
 const USAGE: &str = "usage: cargo xtask bench boot [OPTIONS]
-  --only LIST      of cloud, generic, systemd, memory; all of them without
+  --only LIST      of cloud, generic, systemd, memory, translation; all of them without
   --rounds N       boots of each machine, in turn (3)
   --engine NAME    the engine of ours (jit, or interp where there is none)
   --cpu MODEL      -cpu of both emulators (their default)
@@ -85,7 +87,7 @@ fn command(program: &PathBuf, accel: &str, cpu: Option<&str>, boot: &Boot) -> Co
     let cache = crate::guest_cache();
     let mut command = Command::new(program);
     command.args(["-accel", accel, "-m", &ram.to_string(), "-display", "none", "-nic", "none", "-no-reboot"]);
-    command.args(["-monitor", "none", "-serial", "stdio", "-kernel"]).arg(cache.join(kernel)).arg("-initrd");
+    command.args(["-serial", "stdio", "-kernel"]).arg(cache.join(kernel)).arg("-initrd");
     command.arg(cache.join(disk)).args(["-append", &format!("console=ttyS0 quiet panic=-1 {append}")]);
     if let Some(model) = cpu {
         command.args(["-cpu", model]);
@@ -181,7 +183,8 @@ pub fn run(args: &[&str]) -> Result<(), String> {
             for (index, (name, program, accel, what)) in machines.iter().enumerate() {
                 if there(what) {
                     eprintln!("xtask: {} on {name}, round {round} of {}", boot.0, o.rounds);
-                    let command = command(program, accel, o.cpu.as_deref(), boot);
+                    let mut command = command(program, accel, o.cpu.as_deref(), boot);
+                    command.args(["-monitor", "none"]);
                     let cost = run_one(command, |_| ()).map_err(|e| format!("{} on {name}: {e}", boot.0))?;
                     costs[index].push(cost);
                 }
@@ -210,7 +213,9 @@ pub fn run(args: &[&str]) -> Result<(), String> {
             }
             let (mut rss, mut pss) = (0, 0);
             let boot = &BOOTS[0];
-            run_one(command(program, accel, o.cpu.as_deref(), boot), |child| {
+            let mut command = command(program, accel, o.cpu.as_deref(), boot);
+            command.args(["-monitor", "none"]);
+            run_one(command, |child| {
                 let (r, p) = beside(child.id(), boot.3).unwrap_or_default();
                 (rss, pss) = (rss.max(r), pss.max(p));
             })
@@ -223,6 +228,24 @@ pub fn run(args: &[&str]) -> Result<(), String> {
             );
         }
     }
+    if wanted("translation") && engine == "jit" && there("anura") {
+        println!(
+            "translation, as the monitor tells it at the end of a boot:\n{}",
+            translation(&machines[0].1)?
+        );
+    }
     println!("{AIMS}");
     Ok(())
+}
+
+/// What `info jit` says when the cloud kernel has switched itself off.
+fn translation(anura: &PathBuf) -> Result<String, String> {
+    let socket = crate::target_dir().join(format!("boot.{}", std::process::id()));
+    let mut command = command(anura, "jit", None, &BOOTS[0]);
+    command.args(["-no-shutdown", "-monitor", &format!("unix:{},server=on,wait=off", socket.display())]);
+    let machine = Machine::start(command)?;
+    machine.wait_for("Power down")?;
+    let mut monitor = Monitor::connect(&socket)?;
+    let _ = std::fs::remove_file(&socket);
+    monitor.run("info jit")
 }

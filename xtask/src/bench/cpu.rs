@@ -156,14 +156,7 @@ pub fn run(args: &[&str]) -> Result<(), String> {
     for round in 1..=o.rounds {
         for (cpus, words) in boots(&o.only, o.scale) {
             let machine = |program: &PathBuf, accel: &str| {
-                let mut command = Command::new(program);
-                command
-                    .args(["-accel", accel, "-smp", cpus, "-m", "1024", "-display", "none", "-nic", "none"]);
-                command.args(["-no-reboot", "-monitor", "none", "-serial", "stdio", "-kernel"]);
-                command.arg(crate::guest_cache().join("vmlinuz")).arg("-initrd").arg(&disk);
-                let words = words.join(" ");
-                command.arg("-append");
-                command.arg(format!("console=ttyS0 quiet loglevel=0 panic=-1 rdinit=/bench -- {words}"));
+                let mut command = guest::machine(program, accel, cpus, &disk, &words);
                 if let Some(model) = &o.cpu {
                     command.args(["-cpu", model]);
                 }

@@ -23,13 +23,14 @@ const SETTLE: Duration = Duration::from_secs(5);
 const WATCH: Duration = Duration::from_secs(10);
 
 /// A running emulator, ended when dropped.
-struct Machine {
+pub struct Machine {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Machine {
-    fn start(mut command: Command) -> Result<Self, String> {
+    /// Starts it, its serial port on standard output.
+    pub fn start(mut command: Command) -> Result<Self, String> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut child = command.spawn().map_err(|e| e.to_string())?;
         let (send, lines) = channel();
@@ -45,7 +46,7 @@ impl Machine {
     }
 
     /// Waits for a line with `text` in it; what follows.
-    fn wait_for(&self, text: &str) -> Result<String, String> {
+    pub fn wait_for(&self, text: &str) -> Result<String, String> {
         let end = Instant::now() + LIMIT;
         loop {
             let line = self.lines.recv_timeout(end.saturating_duration_since(Instant::now()));
@@ -73,10 +74,11 @@ impl Drop for Machine {
 }
 
 /// A human monitor on a socket.
-struct Monitor(UnixStream);
+pub struct Monitor(UnixStream);
 
 impl Monitor {
-    fn connect(path: &Path) -> Result<Self, String> {
+    /// Connects and waits for the prompt.
+    pub fn connect(path: &Path) -> Result<Self, String> {
         let stream = UnixStream::connect(path).map_err(|e| format!("the monitor: {e}"))?;
         stream.set_read_timeout(Some(LIMIT)).map_err(|e| e.to_string())?;
         let mut monitor = Self(stream);
@@ -84,7 +86,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    fn answer(&mut self) -> Result<(), String> {
+    fn answer(&mut self) -> Result<String, String> {
         let (mut text, mut some) = (Vec::new(), [0; 4096]);
         while !text.ends_with(b"(qemu) ") {
             match self.0.read(&mut some) {
@@ -92,15 +94,15 @@ impl Monitor {
                 _ => return Err("the monitor does not answer".into()),
             }
         }
-        Ok(())
+        let text = String::from_utf8_lossy(&text).replace('\r', "");
+        Ok(text.strip_suffix("(qemu) ").unwrap_or(&text).to_owned())
     }
 
-    /// Runs a command; how long its answer took.
-    fn run(&mut self, command: &str) -> Result<Duration, String> {
-        let start = Instant::now();
+    /// Runs a command; what it printed, without the echo.
+    pub fn run(&mut self, command: &str) -> Result<String, String> {
         self.0.write_all(format!("{command}\r").as_bytes()).map_err(|e| format!("the monitor: {e}"))?;
-        self.answer()?;
-        Ok(start.elapsed())
+        let text = self.answer()?;
+        Ok(text.split_once('\n').map_or_else(String::new, |(_, rest)| rest.to_owned()))
     }
 }
 
@@ -169,7 +171,9 @@ fn stop(program: &PathBuf, accel: &str, disk: &Path, count: u32) -> Result<Strin
     let _ = std::fs::remove_file(&socket);
     let mut took = Vec::new();
     for i in 0..count {
-        took.push(monitor.run("stop")?.as_secs_f64() * 1e3);
+        let start = Instant::now();
+        monitor.run("stop")?;
+        took.push(start.elapsed().as_secs_f64() * 1e3);
         monitor.run("cont")?;
         // Not always after the same time of running.
         std::thread::sleep(Duration::from_micros(u64::from(i % 17) * 300));

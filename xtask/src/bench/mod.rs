@@ -1,6 +1,7 @@
 //! Benchmarks that run whole programs beside each other: ours, QEMU's, and the host itself.
 
 pub mod boot;
+pub mod counted;
 pub mod cpu;
 mod guest;
 pub mod latency;
