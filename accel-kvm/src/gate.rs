@@ -92,9 +92,13 @@ impl Gate {
     }
 }
 
+/// The number of this thread, asked for once: it is needed at each entry.
 fn gettid() -> i32 {
-    // SAFETY: no arguments.
-    unsafe { libc::syscall(libc::SYS_gettid) as i32 }
+    thread_local! {
+        // SAFETY: no arguments.
+        static OWN: i32 = unsafe { libc::syscall(libc::SYS_gettid) as i32 };
+    }
+    OWN.with(|own| *own)
 }
 
 /// The signal that ends a KVM_RUN.

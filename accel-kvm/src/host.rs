@@ -4,7 +4,7 @@
 //! and every failure can be played in tests. Source: Linux `Documentation/virt/kvm/api.rst`.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -40,6 +40,8 @@ pub(crate) trait Vm: Send + Sync {
     fn signal_msi(&self, address: u64, data: u32) -> io::Result<()>;
     /// KVM_SET_GSI_ROUTING: all routes, as number, address and data of a message.
     fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()>;
+    /// KVM_IOEVENTFD: writes of `len` bytes to a port or address write the descriptor instead of leaving the guest.
+    fn ioeventfd(&self, fd: BorrowedFd<'_>, bell: Bell, on: bool) -> io::Result<()>;
     /// KVM_GET_CLOCK: nanoseconds of the paravirtual clock.
     fn clock(&self) -> io::Result<u64>;
     /// KVM_SET_CLOCK.
@@ -48,6 +50,16 @@ pub(crate) trait Vm: Send + Sync {
     fn dirty_log(&self, slot: u32, size: u64) -> io::Result<Vec<u64>>;
     /// KVM_CREATE_VCPU.
     fn create_vcpu(&self, id: u32) -> io::Result<Box<dyn Cpu>>;
+}
+
+/// What a doorbell answers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bell {
+    pub(crate) port: bool,
+    pub(crate) at: u64,
+    pub(crate) len: u32,
+    /// Only writes of this value.
+    pub(crate) value: Option<u64>,
 }
 
 /// A virtual processor. Used by one thread at a time, but for [`Kick`].
@@ -274,6 +286,16 @@ impl Vm for RealVm {
         self.0.set_gsi_routing(&list).map_err(os)
     }
 
+    fn ioeventfd(&self, fd: BorrowedFd<'_>, bell: Bell, on: bool) -> io::Result<()> {
+        let flag = |on: bool, number: u32| if on { 1 << number } else { 0 };
+        let flags = flag(bell.value.is_some(), kvm_ioeventfd_flag_nr_datamatch)
+            | flag(bell.port, kvm_ioeventfd_flag_nr_pio)
+            | flag(!on, kvm_ioeventfd_flag_nr_deassign);
+        let (datamatch, addr, len) = (bell.value.unwrap_or(0), bell.at, bell.len);
+        let arg = kvm_ioeventfd { datamatch, addr, len, fd: fd.as_raw_fd(), flags, ..Default::default() };
+        ioctl(&self.0, KVM_IOEVENTFD, &arg)
+    }
+
     fn clock(&self) -> io::Result<u64> {
         self.0.get_clock().map(|c| c.clock).map_err(os)
     }
@@ -297,17 +319,17 @@ struct RealCpu {
     page: RunPage,
 }
 
-impl RealCpu {
-    /// An ioctl that kvm-ioctls does not have.
-    fn ioctl<T>(&self, number: libc::c_ulong, arg: &T) -> io::Result<()> {
-        // SAFETY: the number fits the argument's type, which the kernel only reads.
-        match unsafe { libc::ioctl(self.fd.as_raw_fd(), number, std::ptr::from_ref(arg)) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+/// An ioctl that kvm-ioctls does not have, or only for a type of descriptor that is not ours.
+fn ioctl<T>(fd: &impl AsRawFd, number: libc::c_ulong, arg: &T) -> io::Result<()> {
+    // SAFETY: the number fits the argument's type, which the kernel only reads.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), number, std::ptr::from_ref(arg)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
+const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
 const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 /// Most registers in one KVM_GET_MSRS.
@@ -428,7 +450,7 @@ impl Cpu for RealCpu {
     }
 
     fn interrupt(&mut self, vector: u8) -> io::Result<()> {
-        self.ioctl(KVM_INTERRUPT, &kvm_interrupt { irq: vector.into() })
+        ioctl(&self.fd, KVM_INTERRUPT, &kvm_interrupt { irq: vector.into() })
     }
 
     fn nmi(&mut self) -> io::Result<()> {

@@ -4,9 +4,11 @@
 //! The interrupt chips are our own, the same as on the software engines, but for the local APICs: those are in the
 //! kernel where it runs guests in hardware (`irqchip`). What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
 
+mod bells;
 mod cpuid;
 mod gate;
 mod host;
+pub mod ioctls;
 mod irqchip;
 mod probe;
 #[cfg(test)]

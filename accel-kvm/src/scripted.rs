@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use kvm_bindings::*;
 use parking_lot::Mutex;
 
-use crate::host::{Cpu, RunPage, System, Vm};
+use crate::host::{Bell, Cpu, RunPage, System, Vm};
 
 /// What one KVM_RUN does: it fills the page, or fails with this number.
 pub(crate) type Play = Box<dyn FnOnce(&mut RunPage) -> Result<(), i32> + Send>;
@@ -26,6 +27,7 @@ pub(crate) struct Script {
     pub(crate) slots: Vec<(u32, u32, u64, u64)>,
     pub(crate) messages: Vec<(u64, u32)>,
     pub(crate) routes: Vec<(u32, u64, u32)>,
+    pub(crate) bells: Vec<(Bell, bool)>,
     pub(crate) clock: u64,
     pub(crate) lapic: Vec<std::os::raw::c_char>,
     pub(crate) mp_state: u32,
@@ -113,6 +115,12 @@ impl Vm for Scripted {
     fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()> {
         self.ask("KVM_SET_GSI_ROUTING")?;
         self.0.lock().routes = routes.to_vec();
+        Ok(())
+    }
+
+    fn ioeventfd(&self, _: BorrowedFd<'_>, bell: Bell, on: bool) -> io::Result<()> {
+        self.ask("KVM_IOEVENTFD")?;
+        self.0.lock().bells.push((bell, on));
         Ok(())
     }
 

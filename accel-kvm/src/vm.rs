@@ -10,6 +10,7 @@ use anura_x86::FeatureSet;
 use kvm_ioctls::Cap;
 use parking_lot::Mutex;
 
+use crate::bells::Bells;
 use crate::gate::{self, Gate};
 use crate::host::{System, Vm, has};
 use crate::irqchip::{Irqchip, KernelApics};
@@ -42,6 +43,8 @@ pub(crate) struct VmShared {
     pub(crate) step_board: Option<Arc<StepBoard>>,
     /// Ring 0 runs in the kernel's instruction emulator.
     pub(crate) ring0_emulated: bool,
+    /// Each exit shows segments and control registers in the run page: to see by whether the guest's kernel runs.
+    pub(crate) shows_registers: bool,
     /// The stepper runs ring 0 with paging wherever we can tell.
     pub(crate) step_kernels: bool,
 }
@@ -51,6 +54,9 @@ pub(crate) struct KvmVm {
     fd: Arc<dyn Vm>,
     cpuid: cpuid::Leaves,
     stepper: Option<Arc<dyn AccelVm>>,
+    bells: Arc<Bells>,
+    /// What listens to the address spaces: memory, ports.
+    ears: [Arc<dyn MemoryListener>; 2],
     msr_list: Vec<u32>,
     paravirtual: Mutex<Paravirtual>,
 }
@@ -117,6 +123,12 @@ impl KvmVm {
         // One slot stays free: see `Slots::forget_translations`.
         let slots = Slots::new(&fd, &gate, limit as u32 - 1, ring0_emulated);
         spaces.memory.subscribe(slots.clone());
+        let bells = Bells::new(&fd, &spaces.memory, &spaces.ports).map_err(host("eventfd"))?;
+        let ears = bells.ears();
+        if has(system, Cap::Ioeventfd) {
+            spaces.memory.subscribe(ears[0].clone());
+            spaces.ports.subscribe(ears[1].clone());
+        }
         let msr_list = system.msr_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?;
         let cpuid = cpuid::Leaves::new(system, apics.is_some()).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         let stepper = stepper
@@ -140,9 +152,13 @@ impl KvmVm {
             step_board,
             ring0_emulated,
             step_kernels,
+            shows_registers: step_kernels
+                && system.capability(kvm_bindings::KVM_CAP_SYNC_REGS) as u32
+                    & kvm_bindings::KVM_SYNC_X86_SREGS
+                    != 0,
         };
         let shared = Mutex::new(Arc::new(shared));
-        Ok(Self { shared, fd, cpuid, stepper, msr_list, paravirtual: Mutex::default() })
+        Ok(Self { shared, fd, cpuid, stepper, bells, ears, msr_list, paravirtual: Mutex::default() })
     }
 }
 
@@ -177,6 +193,7 @@ impl AccelVm for KvmVm {
     }
 
     fn stand(&self, vcpus: &mut [&mut dyn Vcpu]) {
+        self.bells.drain();
         let shared = self.shared.lock().clone();
         let clock = self.fd.clock().ok();
         *self.paravirtual.lock() = Paravirtual { clock, resumptions: shared.spaces.clock.resumptions() };
@@ -229,5 +246,8 @@ impl Drop for KvmVm {
         let shared = self.shared.lock();
         let slots: Arc<dyn MemoryListener> = shared.slots.clone();
         shared.spaces.memory.unsubscribe(&slots);
+        shared.spaces.memory.unsubscribe(&self.ears[0]);
+        shared.spaces.ports.unsubscribe(&self.ears[1]);
+        self.bells.close();
     }
 }

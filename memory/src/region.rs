@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use anura_vmcore::Width;
 use parking_lot::Mutex;
 
 use crate::access::{AccessRules, IoHandler};
@@ -25,6 +26,17 @@ pub enum RegionKind {
     Io(Arc<dyn IoHandler>),
     /// A window to another region.
     Alias(Region),
+}
+
+/// A register that is only written, and whose writes say "look" and nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doorbell {
+    /// Where in its region.
+    pub offset: u64,
+    /// The width of the writes that ring.
+    pub width: Width,
+    /// Only writes of this value ring; without one, every write does, and the handler must not look at its value.
+    pub value: Option<u64>,
 }
 
 /// A child and where it sits.
@@ -52,6 +64,7 @@ pub(crate) struct Node {
     pub(crate) size: u128,
     pub(crate) kind: RegionKind,
     pub(crate) rules: AccessRules,
+    pub(crate) doorbells: Vec<Doorbell>,
     pub(crate) state: Mutex<Changeable>,
 }
 
@@ -86,6 +99,7 @@ impl Region {
             size,
             kind,
             rules,
+            doorbells: Vec::new(),
             state: Mutex::new(Changeable {
                 children: Vec::new(),
                 enabled: true,
@@ -121,6 +135,28 @@ impl Region {
     /// Registers behind a handler.
     pub fn io(name: impl Into<String>, size: u64, handler: Arc<dyn IoHandler>, rules: AccessRules) -> Self {
         Self::new(name, size.into(), RegionKind::Io(handler), rules, 0)
+    }
+
+    /// Registers of which some are doorbells: an engine may collect their writes and bring them to the handler a
+    /// little later, as many as there were, on another thread, so that the guest is not held up.
+    pub fn io_with_doorbells(
+        name: impl Into<String>,
+        size: u64,
+        handler: Arc<dyn IoHandler>,
+        rules: AccessRules,
+        doorbells: &[Doorbell],
+    ) -> Self {
+        let region = Self::io(name, size, handler, rules);
+        match Arc::try_unwrap(region.0) {
+            Ok(node) => Self(Arc::new(Node { doorbells: doorbells.to_vec(), ..node })),
+            // Nobody else has the new region.
+            Err(node) => Self(node),
+        }
+    }
+
+    /// The registers that are doorbells.
+    pub fn doorbells(&self) -> &[Doorbell] {
+        &self.0.doorbells
     }
 
     /// A window of `size` bytes to `target` from `offset` on.

@@ -227,3 +227,107 @@ fn a_machine_saved_on_one_engine_goes_on_on_the_other() {
         check_counted(&written);
     }
 }
+
+/// Whether strace can trace here.
+fn strace() -> Option<std::path::PathBuf> {
+    let strace = anura_tests::tool("strace")?;
+    let output = std::process::Command::new(&strace).args(["-f", "true"]).output().ok()?;
+    Some(strace).filter(|_| output.status.success())
+}
+
+#[test]
+fn a_boot_makes_only_the_ioctls_of_the_table_each_on_its_descriptor() {
+    use anura_accel_kvm::ioctls::{On, TABLE};
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let strace = need!(strace(), "strace cannot trace here");
+    let mut seen = std::collections::BTreeSet::new();
+    for accel in CHIPS {
+        let dir = tempfile::tempdir().unwrap();
+        let (rom, log) = (rom(dir.path(), COUNTING), dir.path().join("strace"));
+        let wrapper = dir.path().join("traced");
+        let line = format!(
+            "exec {} -f -y -e trace=ioctl -o {} {} \"$@\"",
+            strace.display(),
+            log.display(),
+            program.display()
+        );
+        std::fs::write(&wrapper, format!("#!/bin/sh\n{line}\n")).unwrap();
+        std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let out = format!("file:{}", dir.path().join("out").display());
+        let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom, "-debugcon", &out];
+        let mut emulator = Emulator::start_on(accel, &wrapper, dir.path(), &args);
+        let mut monitor = emulator.monitor();
+        for line in ["stop", "info registers", "gva2gpa 0x1000", "cont", "nmi", "stop", "cont"] {
+            monitor.run(line);
+        }
+        monitor.run("system_reset");
+        let state = dir.path().join("state");
+        monitor.run("stop");
+        assert_eq!(monitor.run(&format!("migrate file:{}", state.display())).trim(), "");
+        monitor.run("quit");
+        emulator.wait();
+        let text = std::fs::read_to_string(&log).unwrap();
+        for line in text.lines() {
+            // 123 ioctl(5<anon_inode:kvm-vm>, KVM_ENABLE_CAP, …
+            let Some((fd, rest)) = line.split_once("ioctl(").and_then(|(_, r)| r.split_once(", ")) else {
+                continue;
+            };
+            let name = rest.split([',', ' ', ')']).next().unwrap_or_default();
+            let on = match fd {
+                _ if fd.contains("/dev/kvm>") => On::System,
+                _ if fd.contains("kvm-vcpu") => On::Cpu,
+                _ if fd.contains("kvm-vm") => On::Vm,
+                _ => continue,
+            };
+            let row = TABLE.iter().find(|row| row.name == name);
+            let row = row.unwrap_or_else(|| panic!("{name} is not in the table: {line}"));
+            // KVM_CHECK_EXTENSION is for both.
+            assert!(row.on == on || name == "KVM_CHECK_EXTENSION", "{line}");
+            seen.insert(row.name);
+        }
+    }
+    let unseen: Vec<_> = TABLE.iter().map(|row| row.name).filter(|name| !seen.contains(name)).collect();
+    eprintln!("{} of {} ioctls were seen; not {}", seen.len(), TABLE.len(), unseen.join(", "));
+    assert!(seen.len() > 25 && seen.contains("KVM_RUN"), "{seen:?}");
+}
+
+#[test]
+fn a_guest_that_runs_steadily_makes_no_system_call_but_kvm_run() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let strace = need!(strace(), "strace cannot trace here");
+    for accel in CHIPS {
+        let dir = tempfile::tempdir().unwrap();
+        // cli; again: in al, 0x71; out 0x80, al; jmp again.
+        let rom = rom(dir.path(), &[0xfa, 0xe4, 0x71, 0xe6, 0x80, 0xeb, 0xfa]);
+        let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom];
+        let emulator = Emulator::start_on(accel, &program, dir.path(), &args);
+        let said = emulator.monitor().run("info cpus");
+        let thread: String =
+            said.split("thread_id=").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect();
+        let log = dir.path().join("strace");
+        let mut child = std::process::Command::new(&strace)
+            .args(["-p", &thread, "-o"])
+            .arg(&log)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = Instant::now() + LIMIT;
+        let lines = loop {
+            let text = std::fs::read_to_string(&log).unwrap_or_default();
+            if text.lines().count() > 500 {
+                break text;
+            }
+            assert!(Instant::now() < end, "the guest makes no exits:\n{text}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        let _ = child.kill();
+        let _ = child.wait();
+        // The first line is of the call that strace came into, the last may be cut.
+        let count = lines.lines().count();
+        for line in lines.lines().skip(2).take(count.saturating_sub(4)) {
+            assert!(line.contains("KVM_RUN") || line.starts_with("restart_syscall"), "{accel}: {line}");
+        }
+    }
+}

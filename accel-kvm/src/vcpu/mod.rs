@@ -86,6 +86,9 @@ impl KvmVcpu {
         mut fd: Box<dyn Cpu>,
         stepper: Option<Box<dyn Vcpu>>,
     ) -> Self {
+        if vm.shows_registers {
+            fd.page().get().kvm_valid_regs = u64::from(KVM_SYNC_X86_SREGS);
+        }
         let target = Target::new(fd.page().kick());
         vm.gate.add(&target);
         let on_raise = target.clone();
@@ -190,7 +193,11 @@ impl KvmVcpu {
 
     /// Ring 0 with paging.
     fn in_kernel(&mut self) -> io::Result<bool> {
-        let s = self.fd.sregs()?;
+        let s = match self.vm.shows_registers && self.fresh {
+            // SAFETY: the kernel was asked to fill this member at each exit.
+            true => unsafe { self.fd.page().get().s.regs.sregs },
+            false => self.fd.sregs()?,
+        };
         Ok(s.ss.dpl == 0 && s.cr0 & cr0::PG != 0)
     }
 
