@@ -185,10 +185,8 @@ macro_rules! words {
         #[inline(always)]
         unsafe fn exchange(p: *mut u8, old: Self, new: Self) -> bool {
             if !(p as usize).is_multiple_of(size_of::<$t>()) {
-                // Processors take turns on one thread, so nobody else can lock across this; devices never do.
                 // SAFETY: the caller's contract.
-                unsafe { p.cast::<$t>().write_unaligned(new) };
-                return true;
+                return unsafe { crate::mmu::locked::exchange_at(p, size_of::<$t>() as u64, old.into(), new.into()) };
             }
             // SAFETY: the caller's contract, and the alignment was just checked.
             let a = unsafe { <$a>::from_ptr(p.cast()) };
@@ -224,6 +222,11 @@ pub(super) unsafe fn modify<T: Word>(
                 return Ok((old, false));
             }
         }
+    }
+    if lock {
+        cpu.env.insn_in_block = u64::from(o.insn) + 1;
+        let f = &mut |cpu: &mut Cpu, old| f(cpu, T::of(old)).u();
+        return cpu.locked(va, u64::from(T::BITS / 8), view(o), f).map(|old| (T::of(old), true));
     }
     cpu.probe_write(va, T::BITS as usize / 8, view(o))?;
     let old = T::of(load_slow(cpu, o, va, T::BITS as usize / 8)?);
@@ -356,11 +359,7 @@ pub(super) unsafe fn cmpxchg2<const WIDE: bool>(cpu: &mut Cpu, op: Next) -> Next
         if WIDE && va & 15 != 0 {
             return fault(cpu, op, Fault::GP0);
         }
-        access!(cpu, op, cpu.probe_write(va, len, view(o)));
         cpu.env.insn_in_block = u64::from(o.insn) + 1;
-        let mut old = [0; 16];
-        access!(cpu, op, cpu.load(va, &mut old[..len], view(o)));
-        let old = u128::from_le_bytes(old);
         let g = cpu.env.gpr;
         let pair = |high: u64, low: u64| {
             if WIDE {
@@ -369,9 +368,9 @@ pub(super) unsafe fn cmpxchg2<const WIDE: bool>(cpu: &mut Cpu, op: Next) -> Next
                 u128::from(high as u32) << 32 | u128::from(low as u32)
             }
         };
-        let equal = old == pair(g[2], g[0]);
-        let new = if equal { pair(g[1], g[3]) } else { old };
-        access!(cpu, op, cpu.store(va, &new.to_le_bytes()[..len], view(o)));
+        let (expected, new) = (pair(g[2], g[0]), pair(g[1], g[3]));
+        let old = access!(cpu, op, cpu.exchange_pair(va, len, view(o), expected, new));
+        let equal = old == expected;
         if !equal {
             let (low, high) = if WIDE {
                 (old as u64, (old >> 64) as u64)

@@ -333,8 +333,13 @@ impl Cpu {
         if let Some(p) = self.hit_write(view, va, len) {
             return Ok(Some(p));
         }
-        self.probe_write(va, len as usize, view)?;
-        Ok(self.hit_write(view, va, len))
+        if (va & 0xfff) + len > 0x1000 {
+            self.probe_write(va, len as usize, view)?;
+            return Ok(None);
+        }
+        self.check_alignment(va, len as usize, view)?;
+        let p = self.place(va, view, true)?.host;
+        Ok((!p.is_null()).then_some(p))
     }
 
     /// The host address for reading `len` bytes in place; `None` as in [`Self::rmw_ptr`].
@@ -343,8 +348,12 @@ impl Cpu {
         if let Some(p) = self.hit_read(view, va, len) {
             return Ok(Some(p));
         }
-        self.probe_read(va, len as usize, view)?;
-        Ok(self.hit_read(view, va, len).map(|p| p.cast_const()))
+        if (va & 0xfff) + len > 0x1000 {
+            self.probe_read(va, len as usize, view)?;
+            return Ok(None);
+        }
+        let p = self.place(va, view, false)?.host.cast_const();
+        Ok((!p.is_null()).then_some(p))
     }
 
     /// #AC(0) for operands off their natural boundary, if the program has asked for it. Vectors and images of state

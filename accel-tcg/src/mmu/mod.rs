@@ -6,6 +6,7 @@
 //! and stores to pages that hold code or are logged.
 mod access;
 mod fetched;
+pub(crate) mod locked;
 mod regions;
 #[cfg(test)]
 mod slot_tests;
