@@ -2,7 +2,7 @@
 //! short runs, so that a busy host shows little. `cargo bench -p anura-accel-tcg`, with a part of a name to run those.
 use anura_accel_tcg::deliver::{deliver, iret, sys};
 use anura_accel_tcg::env::{Cpu, Fault};
-use anura_accel_tcg::helpers::{HelperArgs, seg, string, system};
+use anura_accel_tcg::helpers::{HelperArgs, fpu, seg, string, system};
 use anura_accel_tcg::mmu::View;
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
 use anura_x86::desc::tss64;
@@ -153,6 +153,21 @@ fn main() {
         system::clac(&mut cpu, &none).unwrap();
     });
     cpu.write_cr4(cpu.env.cr4 & !cr4::SMAP).unwrap();
+    cpu.write_cr4(cpu.env.cr4 | cr4::OSXSAVE).unwrap();
+    cpu.write_xcr0(7).unwrap();
+    let area = HelperArgs { a: KERNEL + 0x7000, b: 7, size: 8, ..none };
+    b.run("xsave", 200, || {
+        fpu::xsave(&mut cpu, &area).unwrap();
+    });
+    b.run("xrstor", 200, || {
+        fpu::xrstor(&mut cpu, &area).unwrap();
+    });
+    b.run("fxsave", 200, || {
+        fpu::fxsave(&mut cpu, &area).unwrap();
+    });
+    b.run("fxrstor", 200, || {
+        fpu::fxrstor(&mut cpu, &area).unwrap();
+    });
     b.run("refresh_views", 200, || {
         cpu.refresh_views();
     });

@@ -407,9 +407,16 @@ impl Cpu {
             if get_whole(from.host, buf) {
                 return;
             }
-            for (i, b) in buf.iter_mut().enumerate() {
+            let whole = buf.len() & !7;
+            let (words, rest) = buf.split_at_mut(whole);
+            for (n, word) in words.chunks_exact_mut(8).enumerate() {
                 // SAFETY: `place` found RAM for the page and `pieces` keeps us inside of it.
-                *b = unsafe { from.host.add(i).read_volatile() };
+                let v = unsafe { from.host.cast::<Unaligned<u64>>().add(n).read_volatile().0 };
+                word.copy_from_slice(&v.to_le_bytes());
+            }
+            for (i, b) in rest.iter_mut().enumerate() {
+                // SAFETY: as above.
+                *b = unsafe { from.host.add(whole + i).read_volatile() };
             }
             return;
         }
@@ -432,10 +439,16 @@ impl Cpu {
             if put_whole(to.host, data) {
                 return;
             }
-            for (i, b) in data.iter().enumerate() {
+            let (words, rest) = data.as_chunks::<8>();
+            for (n, word) in words.iter().enumerate() {
+                let v = Unaligned(u64::from_le_bytes(*word));
                 // SAFETY: as in `fetch_piece`; `place` gives a host address for stores only if
                 // the page is writable and not watched.
-                unsafe { to.host.add(i).write_volatile(*b) };
+                unsafe { to.host.cast::<Unaligned<u64>>().add(n).write_volatile(v) };
+            }
+            for (i, b) in rest.iter().enumerate() {
+                // SAFETY: as above.
+                unsafe { to.host.add(words.len() * 8 + i).write_volatile(*b) };
             }
             return;
         }

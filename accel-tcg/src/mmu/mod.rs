@@ -56,6 +56,8 @@ pub struct Mmu {
     /// Entries of the view of the program's accesses and of that of the processor's own.
     data: *mut Entry,
     super_: *mut Entry,
+    /// Those of all views of the current slot, once they were asked for.
+    bases: [*mut Entry; tlb::VIEWS],
     data_view: usize,
     super_view: usize,
     slots: Slots,
@@ -104,6 +106,7 @@ impl Mmu {
             ports: spaces.ports.cache(),
             data: std::ptr::null_mut(),
             super_: std::ptr::null_mut(),
+            bases: [std::ptr::null_mut(); tlb::VIEWS],
             data_view: tlb::SUPER_ALL,
             super_view: tlb::SUPER_ALL,
             slots: Slots::new(),

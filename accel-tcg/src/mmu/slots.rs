@@ -25,7 +25,9 @@ const SLOTS: usize = 12;
 const PENDING: usize = 8;
 const PENDING_PAGES: usize = 64;
 
-const EXEC_ENTRIES: usize = 512;
+/// Pages of code that a slot remembers, and that all have in common.
+const OWN_CODE: usize = 512;
+const COMMON_CODE: usize = 2048;
 
 #[derive(Clone, Copy)]
 struct ExecEntry {
@@ -37,20 +39,20 @@ struct ExecEntry {
 const NO_EXEC: ExecEntry = ExecEntry { tag: u64::MAX, page: ExecPage { phys: 0, host: std::ptr::null() } };
 
 /// Pages that instructions are fetched from.
-pub(super) struct ExecTlb(Box<[ExecEntry; EXEC_ENTRIES]>);
+struct ExecTlb<const N: usize>(Box<[ExecEntry; N]>);
 
-impl ExecTlb {
-    pub(super) fn new() -> Self {
-        Self(Box::new([NO_EXEC; EXEC_ENTRIES]))
+impl<const N: usize> ExecTlb<N> {
+    fn new() -> Self {
+        Self(Box::new([NO_EXEC; N]))
     }
 
     #[inline(always)]
     fn index(va: u64) -> usize {
-        (va >> 12 ^ va >> 21) as usize & (EXEC_ENTRIES - 1)
+        (va >> 12 ^ va >> 21) as usize & (N - 1)
     }
 
     #[inline(always)]
-    pub(super) fn find(&self, tag: u64) -> Option<ExecPage> {
+    fn find(&self, tag: u64) -> Option<ExecPage> {
         let e = &self.0[Self::index(tag)];
         if e.tag == tag { Some(e.page) } else { None }
     }
@@ -78,7 +80,7 @@ pub(super) struct Slot {
     pdpte: [u64; 4],
     keys: Keys,
     views: [Option<Box<View>>; VIEWS],
-    exec: ExecTlb,
+    exec: ExecTlb<OWN_CODE>,
     above: Above,
     /// Code that was not fetched through global pages of the upper half.
     code: Fetched,
@@ -221,7 +223,7 @@ pub(super) struct Slots {
     /// A view that stays empty.
     empty: Box<View>,
     /// Code fetched through global pages of the upper half, common to all.
-    exec: ExecTlb,
+    exec: ExecTlb<COMMON_CODE>,
     code: Fetched,
     epoch: u64,
     /// The last number given out: for epochs, names and times.
@@ -323,8 +325,16 @@ impl Mmu {
     #[inline]
     pub(super) fn select(&mut self, data: usize, super_: usize) {
         (self.data_view, self.super_view) = (data, super_);
-        self.super_ = self.slots.view(super_).base();
-        self.data = if data == super_ { self.super_ } else { self.slots.view(data).base() };
+        self.super_ = self.base(super_);
+        self.data = self.base(data);
+    }
+
+    #[inline]
+    fn base(&mut self, view: usize) -> *mut Entry {
+        if self.bases[view].is_null() {
+            self.bases[view] = self.slots.view(view).base();
+        }
+        self.bases[view]
     }
 
     /// Forgets all translations of all contexts.
@@ -479,6 +489,7 @@ impl Mmu {
             self.counts.tables += u64::from(!kept);
         }
         if moved {
+            self.bases = [std::ptr::null_mut(); VIEWS];
             self.select(self.data_view, self.super_view);
             self.exec_epoch += 1;
         }
