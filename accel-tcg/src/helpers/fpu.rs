@@ -139,15 +139,20 @@ fn restore_x87(fpu: &mut XsaveImage, image: &[u8; 512], wide: bool) {
 
 /// Components that differ from their initial configuration. MXCSR is not part of SSE here.
 fn in_use(fpu: &XsaveImage) -> u64 {
-    let init = XsaveImage::init();
+    const ZEROS: [u8; 256] = [0; 256];
+    // Control words as FNINIT leaves them, and nothing else.
+    let mut control = [0; 24];
+    control[..2].copy_from_slice(&0x37fu16.to_le_bytes());
+    debug_assert_eq!(control[..], XsaveImage::init().bytes[..24]);
+    let clear = |bytes: &[u8]| *bytes == ZEROS[..bytes.len()];
     let mut bits = 0;
-    if fpu.bytes[..24] != init.bytes[..24] || fpu.bytes[X87_BYTES].iter().any(|b| *b != 0) {
+    if fpu.bytes[..24] != control || !clear(&fpu.bytes[X87_BYTES]) {
         bits |= xcr0::X87;
     }
-    if fpu.bytes[160..416].iter().any(|b| *b != 0) {
+    if !clear(&fpu.bytes[160..416]) {
         bits |= xcr0::SSE;
     }
-    if fpu.bytes[XSAVE_YMMH..].iter().any(|b| *b != 0) {
+    if !clear(&fpu.bytes[XSAVE_YMMH..]) {
         bits |= xcr0::AVX;
     }
     bits
