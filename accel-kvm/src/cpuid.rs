@@ -23,16 +23,26 @@ const HYPERVISOR: u32 = 1 << 31;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 
+/// "KVMKVMKVM".
+const SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
+/// Bits of KVM's own leaf 40000001H that guests are shown where the kernel offers them: clock (0, 3, 24), no delay at port
+/// 80h (1), asynchronous page faults (4, 10), steal time (5), TLB flush (9), halt polling (12), yield (13).
+const PARAVIRTUAL: u32 =
+    1 << 24 | 1 << 13 | 1 << 12 | 1 << 10 | 1 << 9 | 1 << 5 | 1 << 4 | 1 << 3 | 1 << 1 | 1;
+/// Those that need the local APICs in the kernel: EOI (6), unhalt (7), IPIs (11), page faults by interrupt (14).
+const PARAVIRTUAL_WITH_APIC: u32 = 1 << 14 | 1 << 11 | 1 << 7 | 1 << 6;
+
 /// The kernel's offer.
 pub(crate) struct Leaves {
     supported: Vec<kvm_cpuid_entry2>,
     /// The local APICs are in the kernel.
     split: bool,
+    ring0_emulated: bool,
 }
 
 impl Leaves {
-    pub(crate) fn new(system: &dyn System, split: bool) -> io::Result<Self> {
-        Ok(Self { supported: system.supported_cpuid()?, split })
+    pub(crate) fn new(system: &dyn System, split: bool, ring0_emulated: bool) -> io::Result<Self> {
+        Ok(Self { supported: system.supported_cpuid()?, split, ring0_emulated })
     }
 
     fn supported(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
@@ -87,6 +97,14 @@ impl Leaves {
             set.set(f, (offered || apart) && !stateful);
         }
         set
+    }
+
+    /// What the kernel offers its guests beside the processor, as KVM's own leaf shows it. None of it where guest kernels
+    /// run on the stepper, which has no such registers.
+    fn paravirtual(&self) -> u32 {
+        let found = self.supported.iter().find(|e| e.function == 0x4000_0001).map_or(0, |e| e.eax);
+        let with_apic = if self.split { PARAVIRTUAL_WITH_APIC } else { 0 };
+        if self.ring0_emulated { 0 } else { found & (PARAVIRTUAL | with_apic) }
     }
 
     /// The leaves of one vCPU.
@@ -165,8 +183,98 @@ impl Leaves {
                 _ => add(leaf, None),
             }
         }
-        add(0x4000_0000, None);
-        add(0x4000_0001, None);
+        match self.paravirtual() {
+            0 => {
+                add(0x4000_0000, None);
+                add(0x4000_0001, None);
+            }
+            features => {
+                let [ebx, ecx, edx] = SIGNATURE;
+                list.push(kvm_cpuid_entry2 {
+                    function: 0x4000_0000,
+                    eax: 0x4000_0001,
+                    ebx,
+                    ecx,
+                    edx,
+                    ..Default::default()
+                });
+                list.push(kvm_cpuid_entry2 { function: 0x4000_0001, eax: features, ..Default::default() });
+            }
+        }
         list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anura_x86::Topology;
+
+    /// A kernel that offers every bit of these leaves.
+    fn leaves(split: bool, ring0_emulated: bool) -> Leaves {
+        let all = |function| kvm_cpuid_entry2 {
+            function,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        };
+        let supported = [1, 7, 0x8000_0001, 0x4000_0001].map(all).to_vec();
+        Leaves { supported, split, ring0_emulated }
+    }
+
+    #[test]
+    fn what_the_kernel_offers_beside_the_processor_is_shown_where_it_can_work() {
+        assert_eq!(leaves(true, false).paravirtual(), PARAVIRTUAL | PARAVIRTUAL_WITH_APIC);
+        assert_eq!(leaves(false, false).paravirtual(), PARAVIRTUAL);
+        assert_eq!(leaves(true, true).paravirtual(), 0, "the stepper has no such registers");
+        let nothing = Leaves { supported: vec![], split: true, ring0_emulated: false };
+        assert_eq!(nothing.paravirtual(), 0);
+    }
+
+    #[test]
+    fn features_with_state_that_we_do_not_hold_are_not_offered() {
+        let f = leaves(true, false).features();
+        assert!(f.has(Feature::Avx2) && f.has(Feature::X2apic));
+        for absent in [Feature::Vmx, Feature::Svm, Feature::Pku, Feature::Avx512f, Feature::Mpx] {
+            assert!(!f.has(absent), "{}", absent.name());
+        }
+    }
+
+    #[test]
+    fn x2apic_and_the_deadline_timer_come_with_apics_in_the_kernel() {
+        struct Nobody;
+        impl anura_accel::CpuPlatform for Nobody {
+            fn apic(&self, _: u32) -> &dyn anura_accel::LocalApic {
+                unreachable!("CPUID asks no APIC")
+            }
+            fn rdmsr(&self, _: u32, _: u32) -> Option<u64> {
+                None
+            }
+            fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
+                false
+            }
+            fn ferr(&self, _: bool) -> bool {
+                false
+            }
+        }
+        let offer = leaves(true, false).features();
+        let config = VmConfig {
+            platform: std::sync::Arc::new(Nobody),
+            model: anura_x86::CpuModel::named("host", &offer).unwrap(),
+            topology: Topology::default(),
+            tsc_khz: 1_000_000,
+            counted: false,
+        };
+        for split in [false, true] {
+            let list = leaves(split, false).of(0, &config);
+            let one = list.iter().find(|e| e.function == 1).unwrap();
+            let wanted = if split { X2APIC | TSC_DEADLINE } else { 0 };
+            assert_eq!(one.ecx & (X2APIC | TSC_DEADLINE), wanted);
+            assert_eq!(one.eax, u32::MAX, "-cpu host shows the host's signature");
+            let kvm = list.iter().find(|e| e.function == 0x4000_0000).unwrap();
+            assert_eq!([kvm.ebx, kvm.ecx, kvm.edx], SIGNATURE);
+        }
     }
 }

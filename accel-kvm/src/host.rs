@@ -138,7 +138,7 @@ unsafe impl Send for RunPage {}
 
 impl RunPage {
     /// A page that no kernel writes.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "bench"))]
     pub(crate) fn scripted() -> Self {
         let mut own = Box::new(OwnPage([0; RUN_BYTES]));
         let base = NonNull::from(&mut own.0).cast();

@@ -5,13 +5,15 @@
 //! kernel where it runs guests in hardware (`irqchip`). What the kernel cannot emulate is stepped by a software engine that whoever makes this one hands in.
 
 mod bells;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod cpuid;
 mod gate;
 mod host;
 pub mod ioctls;
 mod irqchip;
 mod probe;
-#[cfg(test)]
+#[cfg(any(test, feature = "bench"))]
 mod scripted;
 mod slots;
 mod state;
@@ -25,7 +27,7 @@ use std::sync::{Arc, OnceLock};
 use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, VmConfig, VmSpaces};
 
 pub use irqchip::Irqchip;
-pub use probe::Kind;
+pub use probe::{Kind, Module, module};
 
 /// What the stepper is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

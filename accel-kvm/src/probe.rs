@@ -137,6 +137,32 @@ fn run_loop(system: &dyn System) -> io::Result<Kind> {
     let tsc_khz = cpu.tsc_khz().unwrap_or(0).into();
     let tsc_scales = has(system, Cap::TscControl);
     let ring0_emulated = per_instruction > HARDWARE;
-    let features = cpuid::Leaves::new(system, false)?.features();
+    let features = cpuid::Leaves::new(system, false, ring0_emulated)?.features();
     Ok(Kind { ring0_emulated, per_instruction, tsc_khz, tsc_scales, features })
+}
+
+/// The module of the host's kernel behind `/dev/kvm`, if it shows one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Module {
+    /// `kvm_intel`, `kvm_amd`, or `kvm` alone.
+    pub name: Option<&'static str>,
+    /// Second-level page tables (EPT, NPT), where the module says.
+    pub second_level: Option<bool>,
+    /// Guests can have KVM themselves, where the module says.
+    pub nested: Option<bool>,
+}
+
+/// What sysfs shows of KVM's modules.
+pub fn module() -> Module {
+    let there = |name: &&'static str| std::path::Path::new("/sys/module").join(name).exists();
+    let parameter = |name: &str, which: &str| {
+        let text = std::fs::read_to_string(format!("/sys/module/{name}/parameters/{which}")).ok()?;
+        Some(matches!(text.trim(), "Y" | "1"))
+    };
+    let both = |intel: &str, amd: &str| parameter("kvm_intel", intel).or_else(|| parameter("kvm_amd", amd));
+    Module {
+        name: ["kvm_intel", "kvm_amd", "kvm"].into_iter().find(there),
+        second_level: both("ept", "npt"),
+        nested: both("nested", "nested"),
+    }
 }

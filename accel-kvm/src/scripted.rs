@@ -1,5 +1,8 @@
 //! A kernel that plays a script: every exit and every failure, without `/dev/kvm`.
 
+// The benchmark uses a part of it.
+#![cfg_attr(not(test), allow(dead_code))]
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -38,12 +41,24 @@ pub(crate) struct Script {
 
 /// A handle on a script; clones are the same.
 #[derive(Clone, Default)]
-pub(crate) struct Scripted(pub(crate) Arc<Mutex<Script>>);
+pub(crate) struct Scripted(pub(crate) Arc<Mutex<Script>>, Repeat);
+
+/// The same exit, many times over, with nothing written down.
+type Repeat = Arc<Mutex<Option<Repeated>>>;
+
+/// The exit, and how often it still comes.
+type Repeated = (fn(&mut RunPage), u64);
 
 impl Scripted {
     pub(crate) fn new(plays: Vec<Play>) -> Self {
         let script = Script { plays: plays.into(), version: 12, lapic: vec![0; 1024], ..Script::default() };
-        Self(Arc::new(Mutex::new(script)))
+        Self(Arc::new(Mutex::new(script)), Repeat::default())
+    }
+
+    /// From the next KVM_RUN on that exit, so often, and then a shutdown.
+    #[cfg(feature = "bench")]
+    pub(crate) fn repeat(&self, play: fn(&mut RunPage), times: u64) {
+        *self.1.lock() = Some((play, times));
     }
 
     fn ask(&self, what: &str) -> io::Result<()> {
@@ -53,6 +68,11 @@ impl Scripted {
             Some((_, errno)) => Err(io::Error::from_raw_os_error(*errno)),
             None => Ok(()),
         }
+    }
+
+    /// As `ask`, with an error that names the ioctl, as the real ones of a processor do.
+    fn ask_cpu(&self, what: &str) -> io::Result<()> {
+        self.ask(what).map_err(|e| io::Error::other(format!("{what}: {e}")))
     }
 }
 
@@ -137,17 +157,35 @@ impl Vm for Scripted {
 
     fn create_vcpu(&self, _: u32) -> io::Result<Box<dyn Cpu>> {
         self.ask("KVM_CREATE_VCPU")?;
-        Ok(Box::new(ScriptedCpu { script: self.clone(), page: RunPage::scripted() }))
+        let repeat = self.1.clone();
+        Ok(Box::new(ScriptedCpu { script: self.clone(), page: RunPage::scripted(), repeat, left: None }))
     }
 }
 
 struct ScriptedCpu {
     script: Scripted,
     page: RunPage,
+    repeat: Repeat,
+    left: Option<Repeated>,
 }
 
 impl Cpu for ScriptedCpu {
     fn run(&mut self) -> io::Result<()> {
+        if let Some((play, left)) = &mut self.left {
+            match left.checked_sub(1) {
+                Some(fewer) => {
+                    *left = fewer;
+                    play(&mut self.page);
+                }
+                None => self.page.get().exit_reason = KVM_EXIT_SHUTDOWN,
+            }
+            return Ok(());
+        }
+        let repeat = self.repeat.lock().take();
+        if repeat.is_some() {
+            self.left = repeat;
+            return self.run();
+        }
         self.script.ask("KVM_RUN")?;
         if self.page.get().immediate_exit != 0 {
             return Err(io::Error::from_raw_os_error(libc::EINTR));
@@ -168,132 +206,132 @@ impl Cpu for ScriptedCpu {
     }
 
     fn set_cpuid(&mut self, _: &[kvm_cpuid_entry2]) -> io::Result<()> {
-        self.script.ask("KVM_SET_CPUID2")
+        self.script.ask_cpu("KVM_SET_CPUID2")
     }
 
     fn regs(&mut self) -> io::Result<kvm_regs> {
-        self.script.ask("KVM_GET_REGS")?;
+        self.script.ask_cpu("KVM_GET_REGS")?;
         Ok(self.script.0.lock().regs)
     }
 
     fn set_regs(&mut self, regs: &kvm_regs) -> io::Result<()> {
-        self.script.ask("KVM_SET_REGS")?;
+        self.script.ask_cpu("KVM_SET_REGS")?;
         self.script.0.lock().regs = *regs;
         Ok(())
     }
 
     fn sregs(&mut self) -> io::Result<kvm_sregs> {
-        self.script.ask("KVM_GET_SREGS")?;
+        self.script.ask_cpu("KVM_GET_SREGS")?;
         Ok(self.script.0.lock().sregs)
     }
 
     fn set_sregs(&mut self, sregs: &kvm_sregs) -> io::Result<()> {
-        self.script.ask("KVM_SET_SREGS")?;
+        self.script.ask_cpu("KVM_SET_SREGS")?;
         self.script.0.lock().sregs = *sregs;
         Ok(())
     }
 
     fn msrs(&mut self, wanted: &[u32]) -> io::Result<Vec<u64>> {
-        self.script.ask("KVM_GET_MSRS")?;
+        self.script.ask_cpu("KVM_GET_MSRS")?;
         let script = self.script.0.lock();
         Ok(wanted.iter().map(|n| script.msrs.get(n).copied().unwrap_or(0)).collect())
     }
 
     fn set_msrs(&mut self, msrs: &[(u32, u64)]) -> io::Result<usize> {
-        self.script.ask("KVM_SET_MSRS")?;
+        self.script.ask_cpu("KVM_SET_MSRS")?;
         self.script.0.lock().msrs.extend(msrs.iter().copied());
         Ok(msrs.len())
     }
 
     fn xsave(&mut self) -> io::Result<Box<[u8; 4096]>> {
-        self.script.ask("KVM_GET_XSAVE")?;
+        self.script.ask_cpu("KVM_GET_XSAVE")?;
         Ok(Box::new([0; 4096]))
     }
 
     fn set_xsave(&mut self, _: &[u8; 4096]) -> io::Result<()> {
-        self.script.ask("KVM_SET_XSAVE")
+        self.script.ask_cpu("KVM_SET_XSAVE")
     }
 
     fn xcr0(&mut self) -> io::Result<u64> {
-        self.script.ask("KVM_GET_XCRS")?;
+        self.script.ask_cpu("KVM_GET_XCRS")?;
         Ok(1)
     }
 
     fn set_xcr0(&mut self, _: u64) -> io::Result<()> {
-        self.script.ask("KVM_SET_XCRS")
+        self.script.ask_cpu("KVM_SET_XCRS")
     }
 
     fn debug_registers(&mut self) -> io::Result<[u64; 6]> {
-        self.script.ask("KVM_GET_DEBUGREGS")?;
+        self.script.ask_cpu("KVM_GET_DEBUGREGS")?;
         Ok([0, 0, 0, 0, 0xffff_0ff0, 0x400])
     }
 
     fn set_debug_registers(&mut self, _: &[u64; 6]) -> io::Result<()> {
-        self.script.ask("KVM_SET_DEBUGREGS")
+        self.script.ask_cpu("KVM_SET_DEBUGREGS")
     }
 
     fn events(&mut self) -> io::Result<kvm_vcpu_events> {
-        self.script.ask("KVM_GET_VCPU_EVENTS")?;
+        self.script.ask_cpu("KVM_GET_VCPU_EVENTS")?;
         Ok(kvm_vcpu_events::default())
     }
 
     fn set_events(&mut self, _: &kvm_vcpu_events) -> io::Result<()> {
-        self.script.ask("KVM_SET_VCPU_EVENTS")
+        self.script.ask_cpu("KVM_SET_VCPU_EVENTS")
     }
 
     fn set_guest_debug(&mut self, _: &kvm_guest_debug) -> io::Result<()> {
-        self.script.ask("KVM_SET_GUEST_DEBUG")
+        self.script.ask_cpu("KVM_SET_GUEST_DEBUG")
     }
 
     fn interrupt(&mut self, vector: u8) -> io::Result<()> {
-        self.script.ask("KVM_INTERRUPT")?;
+        self.script.ask_cpu("KVM_INTERRUPT")?;
         self.script.0.lock().interrupts.push(vector);
         Ok(())
     }
 
     fn nmi(&mut self) -> io::Result<()> {
-        self.script.ask("KVM_NMI")
+        self.script.ask_cpu("KVM_NMI")
     }
 
     fn translate(&mut self, linear: u64) -> io::Result<Option<u64>> {
-        self.script.ask("KVM_TRANSLATE")?;
+        self.script.ask_cpu("KVM_TRANSLATE")?;
         Ok(Some(linear))
     }
 
     fn tsc_khz(&mut self) -> io::Result<u32> {
-        self.script.ask("KVM_GET_TSC_KHZ")?;
+        self.script.ask_cpu("KVM_GET_TSC_KHZ")?;
         Ok(1_000_000)
     }
 
     fn set_tsc_khz(&mut self, _: u32) -> io::Result<()> {
-        self.script.ask("KVM_SET_TSC_KHZ")
+        self.script.ask_cpu("KVM_SET_TSC_KHZ")
     }
 
     fn lapic(&mut self) -> io::Result<kvm_lapic_state> {
-        self.script.ask("KVM_GET_LAPIC")?;
+        self.script.ask_cpu("KVM_GET_LAPIC")?;
         let mut page = kvm_lapic_state { regs: [0; 1024] };
         page.regs.copy_from_slice(&self.script.0.lock().lapic);
         Ok(page)
     }
 
     fn set_lapic(&mut self, page: &kvm_lapic_state) -> io::Result<()> {
-        self.script.ask("KVM_SET_LAPIC")?;
+        self.script.ask_cpu("KVM_SET_LAPIC")?;
         self.script.0.lock().lapic = page.regs.to_vec();
         Ok(())
     }
 
     fn mp_state(&mut self) -> io::Result<u32> {
-        self.script.ask("KVM_GET_MP_STATE")?;
+        self.script.ask_cpu("KVM_GET_MP_STATE")?;
         Ok(self.script.0.lock().mp_state)
     }
 
     fn set_mp_state(&mut self, state: u32) -> io::Result<()> {
-        self.script.ask("KVM_SET_MP_STATE")?;
+        self.script.ask_cpu("KVM_SET_MP_STATE")?;
         self.script.0.lock().mp_state = state;
         Ok(())
     }
 
     fn clock_stood(&mut self) -> io::Result<()> {
-        self.script.ask("KVM_KVMCLOCK_CTRL")
+        self.script.ask_cpu("KVM_KVMCLOCK_CTRL")
     }
 }

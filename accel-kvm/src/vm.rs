@@ -130,7 +130,8 @@ impl KvmVm {
             spaces.ports.subscribe(ears[1].clone());
         }
         let msr_list = system.msr_list().map_err(host("KVM_GET_MSR_INDEX_LIST"))?;
-        let cpuid = cpuid::Leaves::new(system, apics.is_some()).map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
+        let cpuid = cpuid::Leaves::new(system, apics.is_some(), ring0_emulated)
+            .map_err(host("KVM_GET_SUPPORTED_CPUID"))?;
         let stepper = stepper
             .map(|s| {
                 let mut config = stepper_config(config, ring0_emulated && !step_kernels);

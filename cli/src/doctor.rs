@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anura_accel_kvm::Kvm;
+use anura_accel_kvm::{Kvm, Module};
 use anura_machine::roms::DATA_DIRS;
 use serde::Serialize;
 
@@ -91,7 +91,8 @@ fn read(path: &str) -> Option<String> {
 fn examine() -> (Vec<Finding>, bool) {
     let kvm = Kvm::default();
     let kind = kvm.kind();
-    let mut list = vec![cpu_flag(kind.is_ok()), module()];
+    let shown = anura_accel_kvm::module();
+    let mut list = vec![cpu_flag(kind.is_ok()), module(&shown)];
     match &kind {
         Err(why) => {
             let why = why.to_string();
@@ -122,7 +123,15 @@ fn examine() -> (Vec<Finding>, bool) {
             }
         }
     }
-    list.extend([paging(), nested(), huge_pages(), generated_code(), io_uring(), tap(), firmware()]);
+    list.extend([
+        paging(&shown),
+        nested(&shown),
+        huge_pages(),
+        generated_code(),
+        io_uring(),
+        tap(),
+        firmware(),
+    ]);
     (list, kind.is_ok())
 }
 
@@ -140,49 +149,27 @@ fn cpu_flag(works: bool) -> Finding {
     }
 }
 
-fn module() -> Finding {
-    let there = |name: &str| Path::new("/sys/module").join(name).exists();
-    match ["kvm_intel", "kvm_amd"].into_iter().find(|m| there(m)) {
-        Some(name) => Finding::good("kernel module", name),
-        None if there("kvm") => Finding::lacking(
-            "kernel module",
-            State::Poor,
-            "kvm alone",
-            "load kvm_intel or kvm_amd (modprobe)",
-        ),
-        None => Finding::lacking(
-            "kernel module",
-            State::Poor,
-            "none is shown",
-            "load kvm_intel or kvm_amd (modprobe)",
-        ),
+fn module(module: &Module) -> Finding {
+    let found = match module.name {
+        Some(name) if name != "kvm" => return Finding::good("kernel module", name),
+        Some(_) => "kvm alone",
+        None => "none is shown",
+    };
+    Finding::lacking("kernel module", State::Poor, found, "load kvm_intel or kvm_amd (modprobe)")
+}
+
+fn paging(module: &Module) -> Finding {
+    const NAME: &str = "second-level paging";
+    match module.second_level {
+        Some(true) => Finding::good(NAME, "EPT or NPT"),
+        Some(false) => Finding::lacking(NAME, State::Poor, "off", "load the module with ept=1 or npt=1"),
+        None => Finding::lacking(NAME, State::Poor, "unknown: shadow paging is likely", "see above"),
     }
 }
 
-/// The value of a parameter of whichever KVM module is there.
-fn parameter(intel: &str, amd: &str) -> Option<String> {
-    read(&format!("/sys/module/kvm_intel/parameters/{intel}"))
-        .or_else(|| read(&format!("/sys/module/kvm_amd/parameters/{amd}")))
-}
-
-fn paging() -> Finding {
-    match parameter("ept", "npt").as_deref() {
-        Some("Y" | "1") => Finding::good("second-level paging", "EPT or NPT"),
-        Some(_) => {
-            Finding::lacking("second-level paging", State::Poor, "off", "load the module with ept=1 or npt=1")
-        }
-        None => Finding::lacking(
-            "second-level paging",
-            State::Poor,
-            "unknown: shadow paging is likely",
-            "see above",
-        ),
-    }
-}
-
-fn nested() -> Finding {
-    match parameter("nested", "nested").as_deref() {
-        Some("Y" | "1") => Finding::good("nested virtualisation", "on"),
+fn nested(module: &Module) -> Finding {
+    match module.nested {
+        Some(true) => Finding::good("nested virtualisation", "on"),
         _ => Finding::lacking(
             "nested virtualisation",
             State::Poor,

@@ -20,6 +20,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   bench counted [OPTIONS]  what counted time costs against running freely, test by test
   bench latency [OPTIONS]  CPU of an idle guest, a short sleep in it, and how soon stop is answered
   bench interp           guest instructions per second, boot time against QEMU's, memory
+  bench kvm              our time per exit, exits per second and start-up time against QEMU's KVM
   bench ports            port and MMIO dispatches per second into a device
   fuzz cpu [ARGS]        random instructions on the host's CPU and on the interpreter, with and without host functions
   fuzz cpu --mutate      breaks the interpreter in one place at a time; the comparison has to find it
@@ -28,6 +29,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   suites NAME --from DIR a suite by others against its list of expected results; more with suites
   soak guests [ENGINE] [--full]  a Debian guest that checks itself: OpenSSL, the C library, stress-ng
   soak adversary [ENGINE]...  a guest that makes, changes and runs random code, on these engines, compared
+  soak kvm               Debian's kernel to its shell under KVM, 10,000 stops during string output
   soak                   the fuzzers for a long time, with new seeds";
 
 fn main() -> ExitCode {
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
         ["bench", "counted", rest @ ..] => bench::counted::run(rest),
         ["bench", "latency", rest @ ..] => bench::latency::run(rest),
         ["bench", "interp", rest @ ..] => bench_interp(rest),
+        ["bench", "kvm", rest @ ..] => bench_kvm(rest),
         ["bench", "ports", rest @ ..] => binary("bench_ports", rest),
         ["fuzz", "cpu", rest @ ..] if rest.contains(&"--mutate") => mutants(rest),
         ["fuzz", "cpu", rest @ ..] => binary("fuzz_cpu", rest),
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         ["suites", rest @ ..] => suites::judge(rest),
         ["soak", "guests", rest @ ..] => soak_guests(rest),
         ["soak", "adversary", rest @ ..] => soak_adversary(rest),
+        ["soak", "kvm"] => soak_kvm(),
         ["soak"] => soak(),
         _ => Err(USAGE.to_owned()),
     };
@@ -234,6 +238,59 @@ fn soak_adversary(args: &[&str]) -> Result<(), String> {
     binary("adversary", &all)?;
     all.push("--free");
     binary("adversary", &all)
+}
+
+/// The engine's own time per exit, and this host's KVM against QEMU's.
+fn bench_kvm(args: &[&str]) -> Result<(), String> {
+    cargo(&["build", "--release", "--package", "anura"])?;
+    let mut all = vec!["run", "--release", "--quiet", "--package", "anura-tests", "--features", "kvm-bench"];
+    all.extend(["--bin", "bench_kvm", "--"]);
+    all.extend(args);
+    cargo(&all)
+}
+
+/// Debian's kernel under KVM as far as it goes on this host, with a line for each step, and many stops.
+fn soak_kvm() -> Result<(), String> {
+    with_guest()?;
+    cargo(&["build", "--release", "--package", "anura"])?;
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let cache = guest_cache();
+    let start = std::time::Instant::now();
+    let mut child = Command::new(target.join("release/anura"))
+        .args(["-accel", "kvm", "-m", "512", "-nographic", "-no-reboot"])
+        .args(["-append", "console=ttyS0 panic=-1 anura.run=check", "-kernel"])
+        .arg(cache.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(cache.join("initrd.gz"))
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("anura: {error}"))?;
+    let steps = [
+        "Linux version",
+        "Run /init",
+        "anura-guest: init",
+        "anura-guest: ready",
+        "anura-guest: sum 42",
+        "reboot: Power down",
+    ];
+    let mut reached = 0;
+    if let Some(output) = child.stdout.take() {
+        for line in std::io::BufRead::lines(std::io::BufReader::new(output)).map_while(Result::ok) {
+            if steps.get(reached).is_some_and(|step| line.contains(step)) {
+                println!("{:6.1} s: {}", start.elapsed().as_secs_f64(), steps[reached]);
+                reached += 1;
+            }
+        }
+    }
+    let _ = child.wait();
+    if reached < steps.len() {
+        return Err(format!("the guest did not come to '{}'", steps[reached]));
+    }
+    let all = ["test", "--package", "anura-tests", "--test", "kvm", "a_thousand_stops", "--", "--nocapture"];
+    run(Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(all)
+        .env("ANURA_STOPS", "10000"))
 }
 
 /// Hours of fuzzing, each round with a seed of its own.

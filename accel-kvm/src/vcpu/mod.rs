@@ -334,7 +334,7 @@ impl KvmVcpu {
             self.after_run();
             match result {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => return Ok(()),
-                Err(e) => return Err(e),
+                Err(e) => return Err(io::Error::other(format!("KVM_RUN: {e}"))),
                 // A page-crossing access or the next piece of a string: it is answered, too.
                 Ok(()) => drop(self.dispatch()?),
             }

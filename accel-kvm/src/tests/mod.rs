@@ -1,5 +1,8 @@
 //! Exits and failures, played by a script that stands where the kernel is.
 
+mod failures;
+mod split;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -8,6 +11,7 @@ use anura_accel::{
 };
 use anura_memory::{Access, AccessRules, IoHandler, MemoryMap, RamBlock, Region};
 use anura_vmcore::{Clock, CpuSignal};
+use anura_x86::apic::ApicImage;
 use anura_x86::{CpuModel, FeatureSet, Topology};
 use kvm_bindings::*;
 use parking_lot::Mutex;
@@ -23,6 +27,11 @@ struct OneVector {
     nmi: Mutex<bool>,
     tpr: AtomicU8,
     eoi: AtomicU64,
+    /// The PIC's INTR, with its vector.
+    intr: Mutex<Option<u8>>,
+    /// What was told of ends of level interrupts.
+    ended: Mutex<Vec<u8>>,
+    image: Mutex<ApicImage>,
 }
 
 impl LocalApic for OneVector {
@@ -67,10 +76,25 @@ impl LocalApic for OneVector {
     fn msr_write(&self, _: u32, _: u64) -> bool {
         false
     }
+    fn image(&self) -> ApicImage {
+        self.image.lock().clone()
+    }
+    fn set_image(&self, image: &ApicImage) {
+        *self.image.lock() = image.clone();
+    }
+    fn wires(&self) -> Pending {
+        Pending { interrupt: self.intr.lock().is_some(), nmi: *self.nmi.lock(), ..Pending::default() }
+    }
+    fn pic_acknowledge(&self) -> Option<u8> {
+        self.intr.lock().take()
+    }
+    fn end_of_interrupt(&self, vector: u8) {
+        self.ended.lock().push(vector);
+    }
 }
 
 #[derive(Default)]
-struct Board(OneVector);
+struct Board(OneVector, Mutex<Vec<(u32, u64)>>);
 
 impl CpuPlatform for Board {
     fn apic(&self, _: u32) -> &dyn LocalApic {
@@ -84,6 +108,12 @@ impl CpuPlatform for Board {
     }
     fn ferr(&self, _: bool) -> bool {
         false
+    }
+    fn kept_msrs(&self, _: u32) -> Vec<(u32, u64)> {
+        self.1.lock().clone()
+    }
+    fn keep_msrs(&self, _: u32, list: Vec<(u32, u64)>) {
+        *self.1.lock() = list;
     }
 }
 
@@ -111,10 +141,14 @@ struct Bench {
     root: Region,
     vcpu: Box<dyn Vcpu>,
     signal: Arc<CpuSignal>,
-    _vm: Arc<dyn AccelVm>,
+    vm: Arc<dyn AccelVm>,
 }
 
 fn bench_with(script: Scripted) -> Result<Bench, String> {
+    bench_on(script, Irqchip::Off)
+}
+
+fn bench_on(script: Scripted, irqchip: Irqchip) -> Result<Bench, String> {
     let map = MemoryMap::new();
     let (root, ports) = (Region::container("memory", 1 << 40), Region::container("io", 1 << 16));
     let port = Arc::new(Port::default());
@@ -137,20 +171,15 @@ fn bench_with(script: Scripted) -> Result<Bench, String> {
         tsc_khz: 1_000_000,
         counted: false,
     };
-    let vm = KvmVm::new(
-        &script,
-        &spaces,
-        &config,
-        None,
-        Choice { stepping: Stepping::Off, irqchip: Irqchip::Off },
-        false,
-    )
-    .map_err(|e| e.to_string())?;
+    let vm = KvmVm::new(&script, &spaces, &config, None, Choice { stepping: Stepping::Off, irqchip }, false)
+        .map_err(|e| e.to_string())?;
     let vm: Arc<dyn AccelVm> = Arc::new(vm);
     let signal = CpuSignal::new();
     let vcpu = vm.create_vcpu(0, signal.clone()).map_err(|e| e.to_string())?;
+    let mut vcpu = vcpu;
+    vm.go(&mut [&mut *vcpu as &mut dyn Vcpu]);
     script.0.lock().asked.clear();
-    Ok(Bench { script, board, port, map, root, vcpu, signal, _vm: vm })
+    Ok(Bench { script, board, port, map, root, vcpu, signal, vm })
 }
 
 fn bench(plays: Vec<Play>) -> Bench {
