@@ -20,6 +20,7 @@ const FEATURE_LEAVES: [(u32, u32, [bool; 4]); 5] = [
 /// Bits that are not features of the processor: CR4.OSXSAVE and the hypervisor's own, APIC and x2APIC.
 const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
+const HT: u32 = 1 << 28;
 const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 
@@ -88,8 +89,9 @@ impl Leaves {
                 Word::E8Ebx => (0x8000_0008, 1),
             };
             let offered = self.supported(leaf, (leaf == 0xd).into())[register] >> bit & 1 != 0;
-            // Of these three capabilities tell, not the list.
-            let apart = matches!(f, Feature::X2apic | Feature::TscDeadline | Feature::Hypervisor);
+            // Of these capabilities and the topology tell, not the list.
+            let apart =
+                matches!(f, Feature::X2apic | Feature::TscDeadline | Feature::Hypervisor | Feature::Ht);
             let stateful =
                 matches!(f, Feature::Pku | Feature::Mpx | Feature::IntelPt | Feature::Vmx | Feature::Svm)
                     || f.name().starts_with("avx512")
@@ -130,6 +132,8 @@ impl Leaves {
                     let always = match (leaf, i) {
                         // Capabilities tell of these two, not the kernel's list.
                         (1, 2) => HYPERVISOR | X2APIC | TSC_DEADLINE,
+                        // The topology is ours.
+                        (1, 3) => HT,
                         _ => 0,
                     };
                     r[i] &= offer[i] | always;

@@ -331,3 +331,38 @@ fn a_guest_that_runs_steadily_makes_no_system_call_but_kvm_run() {
         }
     }
 }
+
+#[test]
+fn a_guest_that_the_kernel_gives_up_stops_the_machine_which_a_reset_brings_back() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    let kind = need!(Kvm::default().kind().ok(), "there is no usable /dev/kvm");
+    need!(Some(()).filter(|()| kind.ring0_emulated), "this host's KVM can run every instruction");
+    for chip in ["off", "split"] {
+        let dir = tempfile::tempdir().unwrap();
+        // xor ax, ax; mov ds, ax; cmp byte [0x500], 1; je 1f; mov byte [0x500], 1; fld1 (which no emulator of this
+        // kind has); 1: mov al, 'k'; out 0xe9, al; hlt
+        let code = [
+            0x31, 0xc0, 0x8e, 0xd8, 0x80, 0x3e, 0x00, 0x05, 0x01, 0x74, 0x07, 0xc6, 0x06, 0x00, 0x05, 0x01,
+            0xd9, 0xe8, 0xb0, b'k', 0xe6, 0xe9, 0xf4,
+        ];
+        let (rom, out) = (rom(dir.path(), &code), dir.path().join("out"));
+        let console = format!("file:{}", out.display());
+        let args = ["-nodefaults", "-vga", "none", "-m", "16", "-bios", &rom, "-debugcon", &console];
+        let accel = format!("kvm,stepper=off,kernel-irqchip={chip}");
+        let emulator = Emulator::start_on(&accel, &program, dir.path(), &args);
+        let mut monitor = emulator.monitor();
+        let end = Instant::now() + LIMIT;
+        while !monitor.run("info status").contains("internal-error") {
+            assert!(Instant::now() < end, "the machine does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(monitor.run("cont").contains("Reset"), "it goes on only after a reset");
+        assert!(monitor.run("info registers").contains("IP="), "its registers can be seen");
+        monitor.run("system_reset");
+        monitor.run("cont");
+        while std::fs::read(&out).unwrap_or_default() != b"k" {
+            assert!(Instant::now() < end, "the guest does not come back");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
