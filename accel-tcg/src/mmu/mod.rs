@@ -19,7 +19,7 @@ pub mod walk;
 
 pub use access::Scalar;
 use anura_accel::VmSpaces;
-use anura_memory::{RamBlock, RangeKind, SpaceCache};
+use anura_memory::{FlatRange, RamBlock, RangeKind, SpaceCache};
 use anura_vmcore::Width;
 use regions::Regions;
 use slots::Slots;
@@ -69,6 +69,8 @@ pub struct Mmu {
     lines: u64,
     /// Generation of the memory map that translations were made from.
     map: u64,
+    /// The range of it that was looked up last.
+    range: usize,
     /// Changes whenever the mapping of code may have changed; translations of code are checked again.
     pub exec_epoch: u64,
     epochs: [u64; 2],
@@ -115,12 +117,24 @@ impl Mmu {
             watch: false,
             lines: u64::MAX,
             map,
+            range: 0,
             exec_epoch: 0,
             epochs: [1, 2],
             counts: Counts::default(),
         };
         mmu.select(tlb::SUPER_ALL, tlb::SUPER_ALL);
         mmu
+    }
+
+    /// The RAM or ROM behind a page, as [`Tables::find`] gives it, without what processors would share.
+    #[inline]
+    fn ram_page(&mut self, at: u64) -> Option<(&Arc<RamBlock>, u64, bool)> {
+        let at = at & self.lines;
+        let ranges = self.memory.held().ranges();
+        if !ranges.get(self.range).is_some_and(|r| r.contains(at)) {
+            self.range = ranges.partition_point(|r| r.start <= at).checked_sub(1)?;
+        }
+        ram_of(ranges.get(self.range)?, at, 0x1000)
     }
 
     /// What `info exits` counts.
@@ -141,23 +155,27 @@ impl Mmu {
     }
 }
 
+/// The block behind `len` bytes at `at` in a range, the offset in it, and whether it can be written.
+#[inline]
+fn ram_of(range: &FlatRange, at: u64, len: u64) -> Option<(&Arc<RamBlock>, u64, bool)> {
+    let within = at.wrapping_sub(range.start);
+    if within >= range.size || range.size - within < len {
+        return None;
+    }
+    match &range.kind {
+        RangeKind::Ram { block, offset, writable } => Some((block, offset + within, *writable)),
+        RangeKind::RomDevice { block, offset, .. } => Some((block, offset + within, false)),
+        RangeKind::Io { .. } => None,
+    }
+}
+
 /// Physical memory as the processor reaches it: behind the A20 gate.
 struct Tables<'a>(&'a anura_memory::FlatView, u64);
 
 impl Tables<'_> {
     fn find(&self, at: u64, len: u64) -> Option<(&Arc<RamBlock>, u64, bool)> {
         let at = at & self.1;
-        let range = self.0.find(at)?;
-        if range.size - (at - range.start) < len {
-            return None;
-        }
-        match &range.kind {
-            RangeKind::Ram { block, offset, writable } => {
-                Some((block, offset + (at - range.start), *writable))
-            }
-            RangeKind::RomDevice { block, offset, .. } => Some((block, offset + (at - range.start), false)),
-            RangeKind::Io { .. } => None,
-        }
+        ram_of(self.0.find(at)?, at, len)
     }
 
     /// Host address of a page of RAM.

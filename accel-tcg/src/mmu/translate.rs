@@ -74,15 +74,12 @@ impl Cpu {
         if self.is_apic_page(page.phys) || self.mmu.watch || index == tlb::CHECKED {
             return Ok(place);
         }
-        let tables = Tables(self.mmu.memory.held(), self.mmu.lines);
-        let Some((block, offset, writable)) = tables.find(page.phys, 0x1000) else { return Ok(place) };
+        let Some((block, offset, writable)) = self.mmu.ram_page(page.phys) else { return Ok(place) };
         let host = block.host_ptr().as_ptr() as usize + offset as usize;
+        let plain = writable && block.tracker().is_plain(offset);
         let context = &self.mmu.context;
         let readable = page.allows(context, Want { write: false, ..want });
-        let storable = page.dirty
-            && page.allows(context, Want { write: true, ..want })
-            && writable
-            && block.tracker().is_plain(offset);
+        let storable = plain && page.dirty && page.allows(context, Want { write: true, ..want });
         let meta = u64::from(page.shift)
             | if page.global { tlb::GLOBAL } else { 0 }
             | if page.user { tlb::USER_PAGE } else { 0 }
@@ -229,9 +226,8 @@ impl Cpu {
         let want = Want { write: false, fetch: true, user: self.env.cpl() == 3, ac: false };
         let (mut page, hit) = self.mmu.resolve(va, want).map_err(|e| Fault::page(va, e))?;
         page.phys &= self.mmu.lines;
-        let tables = Tables(self.mmu.memory.held(), self.mmu.lines);
-        let host = match tables.find(page.phys, 0x1000) {
-            // SAFETY: `find` checked that the page is inside the block.
+        let host = match self.mmu.ram_page(page.phys) {
+            // SAFETY: `ram_page` checked that the page is inside the block.
             Some((block, offset, _)) => unsafe {
                 block.host_ptr().as_ptr().add(offset as usize).cast_const()
             },

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use anura_vmcore::{CpuSignal, HostApics, MsiSink, trace_event};
 use parking_lot::RwLock;
@@ -106,6 +106,8 @@ pub struct Mailbox {
     pub(super) x2apic: AtomicBool,
     pub(super) enabled: AtomicBool,
     pub(super) priority: AtomicU32,
+    /// IA32_APIC_BASE, which processors look at with every address that they translate.
+    pub(super) base: AtomicU64,
 }
 
 const NMI: u32 = 1;
@@ -137,6 +139,7 @@ impl Mailbox {
             x2apic: AtomicBool::new(false),
             enabled: AtomicBool::new(true),
             priority: AtomicU32::new(0),
+            base: AtomicU64::new(0),
         })
     }
 

@@ -264,7 +264,7 @@ impl LocalApic {
 
     /// IA32_APIC_BASE.
     pub fn base(&self) -> u64 {
-        self.regs.lock().base
+        self.mailbox.base.load(std::sync::atomic::Ordering::Acquire)
     }
 
     /// Writes IA32_APIC_BASE; `false` is #GP.
@@ -400,6 +400,7 @@ impl ApicRegs {
         self.mailbox.x2apic.store(x2apic, Release);
         self.mailbox.enabled.store(self.enabled(), Release);
         self.mailbox.priority.store(u32::from(self.ppr()), Release);
+        self.mailbox.base.store(self.base, Release);
     }
 
     fn logical_id(&self) -> u32 {
