@@ -107,13 +107,27 @@ pub struct Regions {
     shift: u32,
 }
 
-/// A translation that needed no change of any table.
+/// Where a translation came from.
+#[derive(Clone, Copy)]
 pub struct Hit {
-    /// The page.
-    pub page: Page,
-    /// The entry that maps it.
+    /// The entry that maps the page.
     pub dep: Dep,
     region: usize,
+}
+
+impl Hit {
+    /// From nowhere that is known.
+    pub const NONE: Self = Self { dep: Dep::NONE, region: REGIONS };
+}
+
+/// What is known here of an address.
+pub enum Look {
+    /// Its translation.
+    Found(Page, Hit),
+    /// The error code of the page fault.
+    Fault(u32),
+    /// Nothing, or tables must be marked: the walker's work.
+    Unknown,
 }
 
 impl Regions {
@@ -145,16 +159,15 @@ impl Regions {
         (i as usize & (REGIONS - 1), tag)
     }
 
-    /// Translates `va`, or gives the error code of the page fault. `None` if this is not known here, or tables must be
-    /// marked: the walker's work.
-    #[inline]
-    pub fn look(&self, ctx: &Context, va: u64, want: Want) -> Option<Result<Hit, u32>> {
+    /// Translates `va`.
+    #[inline(always)]
+    pub fn look(&self, ctx: &Context, va: u64, want: Want) -> Look {
         let root = top(ctx, va);
         let (region, tag) = self.place(root, va);
         let r = &self.entries[region];
         if r.tag != tag || r.root != root || !r.above[..usize::from(r.len)].iter().all(|d| d.holds(self.wide))
         {
-            return None;
+            return Look::Unknown;
         }
         let (dep, shift) = if r.large == 0 {
             let size = if self.wide { 8 } else { 4 };
@@ -164,10 +177,10 @@ impl Regions {
             // SAFETY: as above.
             let value = unsafe { load(at, self.wide) };
             if value & paging::P == 0 {
-                return Some(Err(want.code(ctx)));
+                return Look::Fault(want.code(ctx));
             }
             if value & self.reserved != 0 {
-                return Some(Err(want.code(ctx) | error::PF_P | error::PF_RSVD));
+                return Look::Fault(want.code(ctx) | error::PF_P | error::PF_RSVD);
             }
             (Dep::new(at, value), 12)
         } else {
@@ -185,10 +198,10 @@ impl Regions {
             r.nx || leaf && self.wide && v & paging::NX != 0,
         );
         if let Some(refused) = page.refuses(ctx, want) {
-            return Some(Err(want.code(ctx) | refused));
+            return Look::Fault(want.code(ctx) | refused);
         }
         let needed = paging::A | if want.write { paging::D } else { 0 };
-        (v & needed == needed).then_some(Ok(Hit { page, dep, region }))
+        if v & needed == needed { Look::Found(page, Hit { dep, region }) } else { Look::Unknown }
     }
 
     /// Remembers a walk that succeeded. `host` gives the address of whole pages of RAM.
@@ -223,7 +236,7 @@ impl Regions {
             r.table = host(path.leaf().at & !0xfff)?;
         }
         self.entries[region] = r;
-        Some(Hit { page: path.page, dep: leaf, region })
+        Some(Hit { dep: leaf, region })
     }
 }
 
@@ -300,7 +313,11 @@ impl Above {
     /// Adds what a translation came through.
     #[inline]
     pub fn note(&mut self, regions: &mut Regions, hit: &Hit) {
-        let r = &mut regions.entries[hit.region];
+        let Some(r) = regions.entries.get_mut(hit.region) else {
+            // It came through entries that cannot be compared.
+            self.overflow = true;
+            return;
+        };
         if r.noted == self.name {
             return;
         }
@@ -309,11 +326,6 @@ impl Above {
         if !self.overflow {
             self.list.push(Noted { tag: r.tag, region: hit.region, above: r.above, len: r.len });
         }
-    }
-
-    /// A translation came through entries that cannot be compared.
-    pub fn give_up(&mut self) {
-        self.overflow = true;
     }
 
     /// Finds the regions whose entries say something else now, and forgets them; `None` if they are too many.

@@ -537,16 +537,13 @@ impl Mmu {
 
     /// Notes where a translation that is not global came from.
     #[inline]
-    pub(super) fn note(&mut self, hit: Option<&Hit>, global: bool, va: u64) {
+    pub(super) fn note(&mut self, hit: &Hit, global: bool, va: u64) {
         let slot = &mut self.slots.list[self.slots.current];
         if global {
             slot.globals[(va >> 63) as usize] = true;
             return;
         }
-        match hit {
-            Some(hit) => slot.above.note(&mut self.regions, hit),
-            None => slot.above.give_up(),
-        }
+        slot.above.note(&mut self.regions, hit);
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! From linear to physical addresses, and what changes the way there.
 use super::access::Place;
-use super::regions::{Dep, Hit};
+use super::regions::{Hit, Look};
 use super::walk::{self, Context, Keys, Page, TableMemory, Want};
 use super::{ExecPage, Mmu, Tables, View, tlb};
 use crate::env::{Cpu, Exec, Fault};
@@ -13,24 +13,25 @@ use std::sync::Arc;
 
 impl Mmu {
     /// Translates by what is remembered of the tables, or by a walk.
-    #[inline]
-    fn resolve(&mut self, va: u64, want: Want) -> Result<(Page, Option<Hit>), u32> {
-        if self.context.mode == Mode::Off {
-            return Ok((Page::flat(va & 0xffff_ffff), None));
-        }
+    #[inline(always)]
+    fn resolve(&mut self, va: u64, want: Want) -> Result<(Page, Hit), u32> {
         match self.regions.look(&self.context, va, want) {
-            Some(hit) => hit.map(|hit| (hit.page, Some(hit))),
-            None => self.resolve_slow(va, want),
+            Look::Found(page, hit) => Ok((page, hit)),
+            Look::Fault(code) => Err(code),
+            Look::Unknown => self.resolve_slow(va, want),
         }
     }
 
     #[inline(never)]
-    fn resolve_slow(&mut self, va: u64, want: Want) -> Result<(Page, Option<Hit>), u32> {
+    fn resolve_slow(&mut self, va: u64, want: Want) -> Result<(Page, Hit), u32> {
+        if self.context.mode == Mode::Off {
+            return Ok((Page::flat(va & 0xffff_ffff), Hit::NONE));
+        }
         self.counts.walks += 1;
         let tables = Tables(self.memory.held(), self.lines);
         let path = walk::trace(&tables, &self.context, va, want)?;
         let hit = self.regions.add(&self.context, va, &path, |page| tables.host(page));
-        Ok((path.page, hit))
+        Ok((path.page, hit.unwrap_or(Hit::NONE)))
     }
 }
 
@@ -84,9 +85,8 @@ impl Cpu {
             | if page.global { tlb::GLOBAL } else { 0 }
             | if page.user { tlb::USER_PAGE } else { 0 }
             | u64::from(page.key) << tlb::KEY_SHIFT;
-        self.mmu.note(hit.as_ref(), page.global, va);
-        let dep = hit.map_or(Dep::NONE, |h| h.dep);
-        self.mmu.view(index).fill(va, host, readable, storable, meta, dep);
+        self.mmu.note(&hit, page.global, va);
+        self.mmu.view(index).fill(va, host, readable, storable, meta, hit.dep);
         if write && !storable {
             return Ok(place);
         }
@@ -233,10 +233,9 @@ impl Cpu {
             },
             None => std::ptr::null(),
         };
-        self.mmu.note(hit.as_ref(), page.global, va);
-        let dep = hit.map_or(Dep::NONE, |h| h.dep);
+        self.mmu.note(&hit, page.global, va);
         let found = ExecPage { phys: page.phys, host };
-        self.mmu.add_exec(tag, found, page.shift, page.global, dep);
+        self.mmu.add_exec(tag, found, page.shift, page.global, hit.dep);
         Ok(found)
     }
 
