@@ -169,9 +169,9 @@ impl Cpu {
     pub(crate) fn poke_words<const N: usize>(&self, va: u64, words: [u64; N], view: View) -> bool {
         let Some(p) = self.hit_write(view, va, N as u64 * 8) else { return false };
         let p = p.cast::<Unaligned<u64>>();
-        for (n, w) in words.into_iter().enumerate() {
+        for (n, w) in words.iter().enumerate() {
             // SAFETY: as above, and the write tag says that nobody watches the page.
-            unsafe { p.add(n).write_volatile(Unaligned(w)) };
+            unsafe { p.add(n).write_volatile(Unaligned(*w)) };
         }
         true
     }
