@@ -1,7 +1,7 @@
 //! Guest memory as the processor sees it: linear addresses, views, faults, devices.
 //!
-//! The fast path is one compare in the [`tlb`]; everything else is in [`Cpu::load`] and
-//! [`Cpu::store`]: walks, page crossings (both pages are translated and checked before any byte
+//! The fast path is one compare in the [`tlb`]; everything else is in `Cpu::load` and
+//! `Cpu::store`: walks, page crossings (both pages are translated and checked before any byte
 //! moves), devices, the local APIC's page (an overlay of this processor only), data breakpoints,
 //! and stores to pages that hold code or are logged.
 mod access;

@@ -8,7 +8,7 @@
 //! The invalid tag of entry `i` is `((!i) & 1) << 12`: an address that indexes entry `i` has
 //! `i & 1` in bit 12, so the xor leaves bit 12 set and the compare fails for every address.
 //!
-//! Beside each entry stands the table entry in guest memory that it came from ([`Dep`]). A flush of what is not
+//! Beside each entry stands the table entry in guest memory that it came from (`Dep`). A flush of what is not
 //! global need not drop an entry whose table entry still says the same: see [`View::validate`].
 use super::regions::{Dep, Moved};
 
