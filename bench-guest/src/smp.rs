@@ -111,7 +111,7 @@ fn mutex(b: &mut Bench) -> u64 {
 
 /// Each waits for the other's turn to end.
 fn ping_pong(b: &mut Bench) -> u64 {
-    let n = b.n(80_000);
+    let n = b.n(20_000);
     let line = Line::default();
     let play = |mine: u64| {
         let mut sum = 0;

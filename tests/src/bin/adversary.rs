@@ -1,6 +1,6 @@
 //! The guest of `guests::adversary` on several engines: texts and states compared, memory told.
 //!
-//! Run as `cargo xtask soak adversary [ENGINE]...`, or here with `--rounds N`, `--seed N`, `--cpus N`, and
+//! Run as `cargo xtask soak adversary [ENGINE]...`, or here with `--rounds N`, `--seed N`, `--cpus N`, `--anura PROGRAM`, and
 //! `--free` to run freely, where nothing but the end can be expected.
 
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@ use anura_tests::guests::adversary::{self, Setup};
 fn main() -> ExitCode {
     let mut engines = Vec::new();
     let mut counted = true;
+    let mut built = None;
     let (mut rounds, mut seeds, mut cpus) = (100_000u32, vec![1u64], vec![1u32, 2]);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
             "--rounds" => rounds = number() as u32,
             "--seed" => seeds = vec![number()],
             "--seeds" => seeds = (1..=number()).collect(),
+            "--anura" => built = args.next().map(Into::into),
             "--free" => counted = false,
             "--cpus" => cpus = vec![number() as u32],
             engine => engines.push(engine.to_owned()),
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
     if engines.is_empty() {
         engines.push("interp".into());
     }
-    let Some(program) = anura_tests::anura() else {
+    let Some(program) = built.or_else(anura_tests::anura) else {
         eprintln!("adversary: the anura program is not built");
         return ExitCode::FAILURE;
     };

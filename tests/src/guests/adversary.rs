@@ -11,7 +11,7 @@
 //! cache happens to hold is never seen. Sources: Intel SDM volume 2 for the templates, volume 3 chapters 4, 6 and 10.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
@@ -686,10 +686,17 @@ pub fn run(engine: &str, program: &Path, dir: &Path, setup: Setup, limit: Durati
     }
     let emulator = Emulator::start_on(engine, program, dir, &args);
     let mut monitor = emulator.monitor();
-    let ended = monitor.wait_shutdown(limit);
+    let end = Instant::now() + limit;
+    let status = loop {
+        let status = monitor.run("info status");
+        if !status.contains("running") || Instant::now() > end {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     let text = std::fs::read_to_string(&out).unwrap_or_default();
-    if !ended {
-        return Err(format!("{engine} did not come to an end; it printed {text}"));
+    if !status.contains("shutdown") {
+        return Err(format!("{engine} did not come to an end: {}; it printed {text}", status.trim()));
     }
     let hash = monitor.run("info statehash");
     Ok(Run { text, hash, peak: emulator.peak(), jit: monitor.run("info jit") })

@@ -147,6 +147,54 @@ pub(super) const GUESTS: &[Guest] = &[
         c.mov(dword_ptr(ebx + 8), BASE + PD | 3)?;
         c.trial("reserved bits:", |c| c.mov(cr3, ebx))
     }),
+    one("accessed_again", Mode::Long, |c| {
+        // Code at the first page, which MOV EAX, 1 and RET are; a call of it and RET at the second.
+        c.mov(dword_ptr(PAGE), 0x0000_01b8)?; c.mov(dword_ptr(PAGE + 4), 0xc300)?;
+        c.mov(dword_ptr(PAGE + 0x1000), 0xffef_fbe8u32 as i32)?; c.mov(word_ptr(PAGE + 0x1004), 0xc3ff)?;
+        let pages = |c: &mut Code| {
+            for n in 0..2 { c.mov(eax, dword_ptr(BASE + PT + 8 * n))?; c.and(eax, 0x60)?; c.hex()?; }
+            Ok(())
+        };
+        for (name, at, data) in [("a call:", PAGE, false), ("a call of a call:", PAGE + 0x1000, false), ("a read:", PAGE, true)] {
+            for by_cr3 in [false, true] {
+                c.trial(name, |c| {
+                    for _ in 0..3 {
+                        for n in 0..2 { c.and(dword_ptr(BASE + PT + 8 * n), !0x60)?; }
+                        if by_cr3 {
+                            c.mov(rax, cr3)?; c.mov(cr3, rax)?;
+                        } else {
+                            for n in 0..2 { c.invlpg(byte_ptr(PAGE + 0x1000 * n))?; }
+                        }
+                        for _ in 0..2 { if data { c.mov(eax, dword_ptr(at))? } else { c.call(u64::from(at))? } }
+                        pages(c)?;
+                    }
+                    Ok(())
+                })?;
+            }
+        }
+        Ok(())
+    }),
+    one("code_over_the_edge_of_a_page", Mode::Long, |c| {
+        // MOV EAX, 1; RET over the edge; then its second page is another one, where the constant and the way on are others.
+        c.mov(dword_ptr(PAGE + 0xffd), 0x0000_01b8)?;
+        for frame in 1..4 { c.mov(dword_ptr(PAGE + 0x1000 * frame), (0xc3_0000 + frame) as i32)?; }
+        for (name, warm) in [("once:", 1), ("often:", 40)] {
+            c.trial(name, |c| {
+                for frame in [1, 2, 3, 1] {
+                    c.mov(dword_ptr(BASE + PT + 8), (PAGE + frame * 0x1000 | 7) as i32)?; c.invlpg(byte_ptr(PAGE + 0x1000))?;
+                    let mut again = c.create_label();
+                    c.mov(ebx, warm)?; c.set_label(&mut again)?; c.call(u64::from(PAGE + 0xffd))?; c.dec(ebx)?; c.jne(again)?;
+                    c.hex()?;
+                    c.mov(eax, dword_ptr(BASE + PT + 8))?; c.and(eax, 0x60)?; c.hex()?;
+                    c.and(dword_ptr(BASE + PT + 8), !0x60)?; c.invlpg(byte_ptr(PAGE + 0x1000))?;
+                    c.call(u64::from(PAGE + 0xffd))?;
+                    c.mov(eax, dword_ptr(BASE + PT + 8))?; c.and(eax, 0x60)?; c.hex()?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }),
     one("long_canonical", Mode::Long, |c| {
         c.trial("read:", |c| { c.mov(rbx, 0x8000_0000_0000u64)?; c.mov(eax, dword_ptr(rbx)) })?;
         c.trial("by the stack:", |c| { c.mov(rbp, 0x8000_0000_0000u64)?; c.mov(eax, dword_ptr(rbp)) })?;
