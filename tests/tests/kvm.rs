@@ -366,3 +366,35 @@ fn a_guest_that_the_kernel_gives_up_stops_the_machine_which_a_reset_brings_back(
         }
     }
 }
+
+#[test]
+fn a_booting_kernel_does_not_notice_that_its_engine_changes() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let kernel = need!(anura_tests::guest_file("vmlinuz"), "no kernel is fetched; run cargo xtask test");
+    let initrd = need!(anura_tests::guest_file("initrd.gz"), "no RAM disk is fetched; run cargo xtask test");
+    let dir = tempfile::tempdir().unwrap();
+    let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
+    let append = "console=ttyS0 panic=-1 anura.run=check";
+    let args = ["-m", "256", "-kernel", &kernel, "-initrd", &initrd, "-append", append];
+    let mut emulator = Emulator::start_on("kvm", &program, dir.path(), &args);
+    let mut monitor = emulator.monitor();
+    assert!(emulator.wait_for("Linux version", LIMIT), "{}", emulator.serial_text());
+    // Where ring 3 runs natively and CPUID cannot be hidden from it, programs take to instructions that the interpreter
+    // does not have: there the engine changes only before the first of them starts.
+    let only_the_kernel = Kvm::default().kind().is_ok_and(|kind| kind.ring0_emulated);
+    let mut switches = 0;
+    // It ends where the rest is quickest.
+    for name in ["interp", "kvm", "interp", "kvm", "interp", "kvm", "interp"] {
+        monitor.run("stop");
+        if !only_the_kernel || !emulator.serial_text().contains("Run /init") {
+            assert_eq!(monitor.run(&format!("accel {name}")).trim(), "", "switch to {name}");
+            switches += 1;
+        }
+        monitor.run("cont");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    eprintln!("{switches} switches");
+    assert!(switches > 0);
+    assert!(emulator.wait_for("anura-guest: sum 42", LIMIT), "{}", emulator.serial_text());
+}

@@ -18,6 +18,10 @@ pub(crate) struct Builder {
     pub(crate) config: MachineConfig,
     /// `-m` with its text, for errors that only the end can see.
     pub(crate) memory_text: Option<String>,
+    /// `-mem-path`.
+    pub(crate) mem_path: Option<String>,
+    /// `-mem-prealloc`.
+    pub(crate) mem_prealloc: bool,
     /// `-smp`, resolved at the end.
     pub(crate) smp: SmpRequest,
     /// Engines of `-accel`.
@@ -236,6 +240,28 @@ impl Builder {
         let given = self.memory_text.clone();
         let m = &mut self.config.memory;
         let shown = given.as_deref().map_or_else(|| "-m 128".to_owned(), |t| format!("-m {t}"));
+        if let (Some(path), Some(id)) = (&self.mem_path, &self.config.board.memory_backend) {
+            return fail(format!(
+                "-mem-path {path}: -machine memory-backend={id} says where memory is; give one of them"
+            ));
+        }
+        if self.mem_path.is_some() || self.mem_prealloc && self.config.board.memory_backend.is_none() {
+            // As QEMU does: a backend of the board's own.
+            let path = self.mem_path.take();
+            self.config.memory_backends.push(MemoryBackend {
+                id: "pc.ram".into(),
+                kind: if path.is_some() { "file" } else { "ram" }.into(),
+                size: m.size,
+                share: false,
+                prealloc: self.mem_prealloc,
+                path: path.map(Into::into),
+                readonly: false,
+                hugetlb: false,
+                hugetlb_size: None,
+                discard_data: false,
+            });
+            self.config.board.memory_backend = Some("pc.ram".into());
+        }
         if let Some(id) = &self.config.board.memory_backend {
             let Some(backend) = self.config.memory_backends.iter().find(|b| b.id == *id) else {
                 return fail(format!(

@@ -220,6 +220,15 @@ pub(crate) fn cpu(b: &mut Builder, text: &str) -> Res {
     Ok(())
 }
 
+pub(crate) fn mem_path(b: &mut Builder, path: &str) -> Res {
+    b.mem_path = Some(path.to_owned());
+    Ok(())
+}
+
+pub(crate) fn mem_prealloc(b: &mut Builder) {
+    b.mem_prealloc = true;
+}
+
 pub(crate) fn memory(b: &mut Builder, kv: &mut KeyValues) -> Res {
     let mut shown = Vec::new();
     if let Some(text) = kv.text("size") {

@@ -96,6 +96,8 @@ pub(crate) const TABLE: &[Opt] = &[
     text("cpu", "MODEL[,+F][,-F]", "processor model; -cpu help lists models", machine::cpu),
     list("smp", Some("cpus"), "N[,sockets=][,cores=][,threads=][,maxcpus=]", "processors (default: 1)", machine::smp),
     list("m", Some("size"), "SIZE", "guest memory, for example 512M or 2G (default: 128M)", machine::memory),
+    text("mem-path", "PATH", "guest memory in this file, or in one in this directory, as of hugetlbfs", machine::mem_path),
+    flag("mem-prealloc", "take all guest memory at start", machine::mem_prealloc),
     list("object", Some("qom-type"), "TYPE,id=ID,...", "memory backends; -object help lists types", machine::object),
     text("bios", "FILE", "firmware", misc::bios),
     list("drive", None, "if=pflash,format=raw,file=F[,unit=N][,readonly=on]", "flash chip with firmware", misc::drive),
@@ -195,7 +197,6 @@ pub(crate) const TABLE: &[Opt] = &[
     later("iscsi", "iSCSI is"),
     later("compat", "-compat is"),
     later_flag("preconfig", "-preconfig is"),
-    later("mem-path", "use -object memory-backend-file; -mem-path is"),
     later_flag("win2k-hack", "-win2k-hack is"),
 ];
 
