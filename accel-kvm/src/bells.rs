@@ -43,7 +43,8 @@ pub(crate) struct Ear {
     port: bool,
 }
 
-fn eventfd() -> io::Result<OwnedFd> {
+/// A counter that the kernel knows.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: plain numbers.
     let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
     if fd < 0 {
@@ -61,7 +62,8 @@ fn take(fd: &OwnedFd) -> u64 {
     if n == 8 { count } else { 0 }
 }
 
-fn wake(fd: &OwnedFd) {
+/// Counts one up.
+pub(crate) fn wake(fd: &OwnedFd) {
     let one = 1u64;
     // SAFETY: eight bytes of ours; a full counter wakes as well.
     unsafe { libc::write(fd.as_raw_fd(), (&raw const one).cast(), 8) };

@@ -42,6 +42,8 @@ pub(crate) trait Vm: Send + Sync {
     fn set_routes(&self, routes: &[(u32, u64, u32)]) -> io::Result<()>;
     /// KVM_IOEVENTFD: writes of `len` bytes to a port or address write the descriptor instead of leaving the guest.
     fn ioeventfd(&self, fd: BorrowedFd<'_>, bell: Bell, on: bool) -> io::Result<()>;
+    /// KVM_IRQFD: a write to the descriptor sends the message of a route.
+    fn irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, on: bool) -> io::Result<()>;
     /// KVM_GET_CLOCK: nanoseconds of the paravirtual clock.
     fn clock(&self) -> io::Result<u64>;
     /// KVM_SET_CLOCK.
@@ -296,6 +298,11 @@ impl Vm for RealVm {
         ioctl(&self.0, KVM_IOEVENTFD, &arg)
     }
 
+    fn irqfd(&self, fd: BorrowedFd<'_>, gsi: u32, on: bool) -> io::Result<()> {
+        let flags = if on { 0 } else { KVM_IRQFD_FLAG_DEASSIGN };
+        ioctl(&self.0, KVM_IRQFD, &kvm_irqfd { fd: fd.as_raw_fd() as u32, gsi, flags, ..Default::default() })
+    }
+
     fn clock(&self) -> io::Result<u64> {
         self.0.get_clock().map(|c| c.clock).map_err(os)
     }
@@ -328,6 +335,8 @@ fn ioctl<T>(fd: &impl AsRawFd, number: libc::c_ulong, arg: &T) -> io::Result<()>
     }
 }
 
+/// `_IOW(KVMIO, 0x76, struct kvm_irqfd)`.
+const KVM_IRQFD: libc::c_ulong = 0x4020_ae76;
 /// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 /// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.

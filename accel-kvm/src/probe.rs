@@ -23,10 +23,11 @@ const ROUNDS: u16 = 500;
 const HARDWARE: Duration = Duration::from_nanos(100);
 
 /// What is used where it is there, and can be done without.
-pub(crate) const OPTIONAL: [(u32, &str); 7] = [
+pub(crate) const OPTIONAL: [(u32, &str); 8] = [
     (KVM_CAP_SPLIT_IRQCHIP, "split irqchip (local APICs are ours: each interrupt costs exits)"),
     (KVM_CAP_X2APIC_API, "x2APIC ids of 32 bits (up to 255 vCPUs)"),
     (KVM_CAP_IOEVENTFD, "doorbells (ioeventfd; their writes come as exits)"),
+    (KVM_CAP_IRQFD, "interrupts by eventfd (irqfd; each message is an ioctl)"),
     (KVM_CAP_KVMCLOCK_CTRL, "word to the guest that it stood (its watchdogs may bark)"),
     (KVM_CAP_EXIT_ON_EMULATION_FAILURE, "exit on emulation failure (a failed emulation may show as #UD)"),
     (KVM_CAP_X86_USER_SPACE_MSR, "MSRs for user space (unknown ones fault)"),

@@ -30,6 +30,8 @@ pub(crate) struct Script {
     pub(crate) slots: Vec<(u32, u32, u64, u64)>,
     pub(crate) messages: Vec<(u64, u32)>,
     pub(crate) routes: Vec<(u32, u64, u32)>,
+    /// Numbers of routes that have an eventfd.
+    pub(crate) wired: Vec<u32>,
     pub(crate) bells: Vec<(Bell, bool)>,
     pub(crate) clock: u64,
     pub(crate) lapic: Vec<std::os::raw::c_char>,
@@ -82,7 +84,14 @@ impl System for Scripted {
     }
 
     fn capability(&self, cap: u32) -> i32 {
-        (self.0.lock().missing_capability != Some(cap)).into()
+        if self.0.lock().missing_capability == Some(cap) {
+            return 0;
+        }
+        match cap {
+            // Room for two messages beside the IOAPIC's pins.
+            KVM_CAP_IRQ_ROUTING => 26,
+            _ => 1,
+        }
     }
 
     fn supported_cpuid(&self) -> io::Result<Vec<kvm_cpuid_entry2>> {
@@ -141,6 +150,14 @@ impl Vm for Scripted {
     fn ioeventfd(&self, _: BorrowedFd<'_>, bell: Bell, on: bool) -> io::Result<()> {
         self.ask("KVM_IOEVENTFD")?;
         self.0.lock().bells.push((bell, on));
+        Ok(())
+    }
+
+    fn irqfd(&self, _: BorrowedFd<'_>, gsi: u32, on: bool) -> io::Result<()> {
+        self.ask("KVM_IRQFD")?;
+        let wired = &mut self.0.lock().wired;
+        wired.retain(|n| *n != gsi);
+        wired.extend(on.then_some(gsi));
         Ok(())
     }
 

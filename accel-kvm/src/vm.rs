@@ -199,12 +199,10 @@ impl AccelVm for KvmVm {
         let clock = self.fd.clock().ok();
         *self.paravirtual.lock() = Paravirtual { clock, resumptions: shared.spaces.clock.resumptions() };
         match &shared.apics {
-            Some(_) => {
-                shared
-                    .config
-                    .platform
-                    .hand_over(None, &mut || vcpus.iter_mut().for_each(|vcpu| vcpu.stand()));
-            }
+            Some(apics) => shared.config.platform.hand_over(None, &mut || {
+                apics.settle();
+                vcpus.iter_mut().for_each(|vcpu| vcpu.stand());
+            }),
             None => vcpus.iter_mut().for_each(|vcpu| vcpu.stand()),
         }
     }
@@ -232,7 +230,11 @@ impl AccelVm for KvmVm {
         let shared = self.shared.lock();
         let ring0 = if shared.ring0_emulated { "emulated by the kernel" } else { "in hardware" };
         let apics = if shared.apics.is_some() { "in the kernel (split)" } else { "ours (off)" };
-        format!("ring 0: {ring0}\nlocal APICs: {apics}\nmemory slots: {}\n", shared.slots.len())
+        let wired = shared.apics.as_ref().map_or(0, |apics| apics.wired());
+        format!(
+            "ring 0: {ring0}\nlocal APICs: {apics}\nmemory slots: {}\ninterrupts by eventfd: {wired}\n",
+            shared.slots.len()
+        )
     }
 
     fn sync_dirty(&self) {

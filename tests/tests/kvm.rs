@@ -293,6 +293,37 @@ fn a_boot_makes_only_the_ioctls_of_the_table_each_on_its_descriptor() {
 }
 
 #[test]
+fn a_device_s_message_is_a_write_to_an_eventfd() {
+    let program = need!(anura(), "the anura program is not built; run cargo xtask test");
+    need!(kvm(), "there is no usable /dev/kvm");
+    let capabilities = Kvm::default().capabilities().unwrap();
+    let irqfd = capabilities.iter().any(|(name, there)| name.contains("irqfd") && *there);
+    need!(Some(()).filter(|()| irqfd), "this kernel has no irqfd");
+    let strace = need!(strace(), "strace cannot trace here");
+    let dir = tempfile::tempdir().unwrap();
+    let guests = anura_tests::guests::others();
+    let guest = guests.iter().find(|g| g.name == "messages_of_the_hpet").unwrap();
+    let (rom, log) = (dir.path().join("rom"), dir.path().join("strace"));
+    std::fs::write(&rom, guest.rom().unwrap()).unwrap();
+    let status = std::process::Command::new(strace)
+        .args(["-f", "-e", "trace=ioctl", "-o"])
+        .arg(&log)
+        .arg(program)
+        .args(["-accel", CHIPS[1], "-m", "32", "-nodefaults", "-vga", "none", "-display", "none"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-bios"])
+        .arg(rom)
+        .stdin(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(33), "the guest's own end");
+    let text = std::fs::read_to_string(&log).unwrap();
+    let count = |name: &str| text.lines().filter(|line| line.contains(name)).count();
+    // Two timers; nothing else interrupts.
+    let (wired, sent) = (count("KVM_IRQFD"), count("KVM_SIGNAL_MSI"));
+    assert!(wired >= 2 && sent == 0, "{wired} eventfds, {sent} messages by KVM_SIGNAL_MSI");
+}
+
+#[test]
 fn a_guest_that_runs_steadily_makes_no_system_call_but_kvm_run() {
     let program = need!(anura(), "the anura program is not built; run cargo xtask test");
     need!(kvm(), "there is no usable /dev/kvm");

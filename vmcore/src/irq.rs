@@ -110,6 +110,16 @@ impl IrqSink for LineLevels {
 pub trait MsiSink: Send + Sync {
     /// One message.
     fn send_msi(&self, address: u64, data: u32);
+    /// The message of a [`MsiRoute`], whose number no other has: a host that knows the route needs to be told of it only
+    /// once, and later that it fired.
+    fn send_route(&self, route: u64, address: u64, data: u32) {
+        let _ = route;
+        self.send_msi(address, data);
+    }
+    /// That route will not fire again.
+    fn forget_route(&self, route: u64) {
+        let _ = route;
+    }
 }
 
 /// Local APICs that are not ours but the host kernel's: where messages go while they are.
@@ -126,6 +136,7 @@ pub struct MsiRoute {
 }
 
 struct MsiInner {
+    number: u64,
     sink: Arc<dyn MsiSink>,
     state: Mutex<MsiState>,
 }
@@ -138,10 +149,24 @@ struct MsiState {
     pending: bool,
 }
 
+impl MsiInner {
+    fn send(&self, state: MsiState) {
+        self.sink.send_route(self.number, state.address, state.data);
+    }
+}
+
+impl Drop for MsiInner {
+    fn drop(&mut self) {
+        self.sink.forget_route(self.number);
+    }
+}
+
 impl MsiRoute {
     /// An unmasked route to address 0.
     pub fn new(sink: Arc<dyn MsiSink>) -> Self {
-        Self { inner: Arc::new(MsiInner { sink, state: Mutex::default() }) }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { inner: Arc::new(MsiInner { number, sink, state: Mutex::default() }) }
     }
 
     /// Sets where the message goes.
@@ -158,7 +183,7 @@ impl MsiRoute {
             (!masked && std::mem::take(&mut state.pending)).then_some(*state)
         };
         if let Some(state) = send {
-            self.inner.sink.send_msi(state.address, state.data);
+            self.inner.send(state);
         }
     }
 
@@ -177,7 +202,7 @@ impl MsiRoute {
             (!state.masked).then_some(*state)
         };
         if let Some(state) = send {
-            self.inner.sink.send_msi(state.address, state.data);
+            self.inner.send(state);
         }
     }
 }

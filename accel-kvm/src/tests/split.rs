@@ -98,3 +98,61 @@ fn messages_and_routes_go_to_the_kernel_as_they_are() {
     assert_eq!(s.messages, [(0xfee0_1000, 0x4041), (0xfee0_2000, 0x42)]);
     assert_eq!(s.routes, [(0, 0xfee0_0000, 0x30), (1, 0xfee0_0000, 0x8031)]);
 }
+
+#[test]
+fn a_devices_message_is_told_to_the_kernel_once_and_then_an_eventfd() {
+    use anura_vmcore::MsiRoute;
+    let script = Scripted::new(vec![]);
+    let vm: Arc<dyn crate::host::Vm> = Arc::new(script.clone());
+    let apics = crate::irqchip::KernelApics::new(&script, &vm).unwrap();
+    apics.route_pins(&[(0xfee0_0000, 0x30)]);
+    let count = |name: &str| script.0.lock().asked.iter().filter(|n| *n == name).count();
+    let route = MsiRoute::new(apics.clone());
+    route.update(0xfee0_1000, 0x41);
+    (0..5).for_each(|_| route.fire());
+    assert_eq!(script.0.lock().routes, [(0, 0xfee0_0000, 0x30), (24, 0xfee0_1000, 0x41)]);
+    assert_eq!(script.0.lock().wired, [24]);
+    assert_eq!((count("KVM_SIGNAL_MSI"), count("KVM_SET_GSI_ROUTING"), count("KVM_IRQFD")), (0, 2, 1));
+    // It goes elsewhere; the pins change.
+    route.update(0xfee0_1000, 0x42);
+    route.fire();
+    apics.route_pins(&[(0xfee0_0000, 0x31)]);
+    assert_eq!(script.0.lock().routes, [(0, 0xfee0_0000, 0x31), (24, 0xfee0_1000, 0x42)]);
+    assert_eq!(count("KVM_IRQFD"), 1);
+    // The vCPUs stand, and go on.
+    apics.settle();
+    assert!(script.0.lock().wired.is_empty());
+    route.fire();
+    assert_eq!(script.0.lock().wired, [24]);
+    // There is room for two: the third has none until one goes.
+    let more = [(); 2].map(|()| MsiRoute::new(apics.clone()));
+    more.iter().for_each(MsiRoute::fire);
+    assert_eq!(script.0.lock().wired, [24, 25]);
+    assert_eq!(count("KVM_SIGNAL_MSI"), 1);
+    drop(route);
+    more[1].fire();
+    assert_eq!(script.0.lock().wired, [25, 24]);
+    assert_eq!((count("KVM_SIGNAL_MSI"), apics.wired()), (1, 2));
+}
+
+#[test]
+fn without_eventfds_each_message_is_an_ioctl() {
+    use anura_vmcore::MsiRoute;
+    for (lacks, fails) in
+        [(Some(KVM_CAP_IRQFD), None), (None, Some("KVM_IRQFD")), (None, Some("KVM_SET_GSI_ROUTING"))]
+    {
+        let script = Scripted::new(vec![]);
+        script.0.lock().missing_capability = lacks;
+        script.0.lock().failing.extend(fails.map(|name| (name, libc::ENOSPC)));
+        let vm: Arc<dyn crate::host::Vm> = Arc::new(script.clone());
+        let apics = crate::irqchip::KernelApics::new(&script, &vm).unwrap();
+        let route = MsiRoute::new(apics.clone());
+        route.update(0xfee0_0000, 0x41);
+        (0..3).for_each(|_| route.fire());
+        let s = script.0.lock();
+        assert_eq!(s.messages, [(0xfee0_0000, 0x41); 3], "{lacks:?} {fails:?}");
+        assert!(s.wired.is_empty());
+        let tried = s.asked.iter().filter(|n| fails == Some(n.as_str())).count();
+        assert_eq!(tried, usize::from(fails.is_some()), "tried once and no more");
+    }
+}

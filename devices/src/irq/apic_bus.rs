@@ -85,6 +85,19 @@ impl Message {
             u32::from(self.vector) | (self.delivery as u32) << 8 | level << 15 | u32::from(self.assert) << 14;
         (address, data)
     }
+
+    /// What a write to the APIC window says.
+    fn from_msi(address: u64, data: u32) -> Self {
+        // Bits 19:12 are the destination, 2 the destination mode; with extended ids, bits 63:40 go on top.
+        Self {
+            destination: (address >> 12) as u32 & 0xff | (address >> 32) as u32 & 0xffff_ff00,
+            logical: address & 4 != 0,
+            delivery: DeliveryMode::from_bits((data >> 8) as u8),
+            vector: data as u8,
+            trigger: if data & 1 << 15 != 0 { Trigger::Level } else { Trigger::Edge },
+            assert: data & 1 << 15 == 0 || data & 1 << 14 != 0,
+        }
+    }
 }
 
 /// What other agents may touch of a local APIC: posted interrupts, and what decides destinations.
@@ -353,13 +366,21 @@ impl ApicBus {
 
     /// Delivers a message; returns whether anybody took it.
     pub fn deliver(&self, message: &Message) -> bool {
+        self.deliver_from(message, None)
+    }
+
+    /// As `deliver`, for the message of a route that the host may know.
+    fn deliver_from(&self, message: &Message, route: Option<u64>) -> bool {
         if let Some(host) = &*self.host.read()
             // The host's APICs have no PIC behind them: its INTR is ours even then.
             && message.delivery != DeliveryMode::ExtInt
         {
             trace_event!(apic_deliver_irq, "to the host: {message:?}");
             let (address, data) = message.to_msi();
-            host.send_msi(address, data);
+            match route {
+                Some(route) => host.send_route(route, address, data),
+                None => host.send_msi(address, data),
+            }
             return true;
         }
         let mut targets = self.all().iter().filter(|m| m.matches(message.destination, message.logical));
@@ -399,15 +420,16 @@ impl ApicBus {
 
 impl MsiSink for ApicBus {
     fn send_msi(&self, address: u64, data: u32) {
-        // Bits 19:12 are the destination, 2 the destination mode; with extended ids, bits 63:40 go on top.
-        let message = Message {
-            destination: (address >> 12) as u32 & 0xff | (address >> 32) as u32 & 0xffff_ff00,
-            logical: address & 4 != 0,
-            delivery: DeliveryMode::from_bits((data >> 8) as u8),
-            vector: data as u8,
-            trigger: if data & 1 << 15 != 0 { Trigger::Level } else { Trigger::Edge },
-            assert: data & 1 << 15 == 0 || data & 1 << 14 != 0,
-        };
-        self.deliver(&message);
+        self.deliver(&Message::from_msi(address, data));
+    }
+
+    fn send_route(&self, route: u64, address: u64, data: u32) {
+        self.deliver_from(&Message::from_msi(address, data), Some(route));
+    }
+
+    fn forget_route(&self, route: u64) {
+        if let Some(host) = &*self.host.read() {
+            host.forget_route(route);
+        }
     }
 }

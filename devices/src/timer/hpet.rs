@@ -5,8 +5,8 @@
 
 use anura_memory::{Access, AccessRules, AddressSpace, MemoryMap, Region, SizeRange, cell_io};
 use anura_vmcore::{
-    Clock, Device, DeviceCell, Field, IrqLine, LoadError, MsiSink, Record, ResetKind, Timer, TimerState,
-    Value, guest_error, trace_event,
+    Clock, Device, DeviceCell, Field, IrqLine, LoadError, MsiRoute, MsiSink, Record, ResetKind, Timer,
+    TimerState, Value, guest_error, trace_event,
 };
 use std::sync::Arc;
 
@@ -76,7 +76,7 @@ pub struct HpetLines {
 pub struct Hpet {
     // Wiring.
     lines: HpetLines,
-    msi: Arc<dyn MsiSink>,
+    messages: [MsiRoute; TIMERS],
     clock: Clock,
     timers: [Timer; TIMERS],
     // State.
@@ -93,7 +93,7 @@ impl Hpet {
         DeviceCell::new_cyclic(|me| {
             let mut hpet = Self {
                 lines,
-                msi,
+                messages: std::array::from_fn(|_| MsiRoute::new(msi.clone())),
                 clock: clock.clone(),
                 timers: [
                     clock.timer(me, |h: &mut Self, _| h.fired(0)),
@@ -180,7 +180,8 @@ impl Hpet {
             return;
         }
         if c.config & T_FSB != 0 && !self.legacy(n) {
-            self.msi.send_msi(c.fsb >> 32, c.fsb as u32);
+            self.messages[n].update(c.fsb >> 32, c.fsb as u32);
+            self.messages[n].fire();
             return;
         }
         if let Some(line) = self.line(n) {
@@ -326,7 +327,7 @@ impl Hpet {
 
 impl Device for Hpet {
     fn reset(&mut self, _kind: ResetKind) {
-        let Self { lines, msi: _, clock: _, timers, config, status, counter, comparators } = self;
+        let Self { lines, messages: _, clock: _, timers, config, status, counter, comparators } = self;
         (*config, *status, *counter) = (0, 0, 0);
         *comparators = [Comparator { compare: u64::MAX, ..Comparator::default() }; TIMERS];
         timers.iter().for_each(Timer::cancel);
@@ -335,7 +336,7 @@ impl Device for Hpet {
     }
 
     fn save(&self) -> Record {
-        let Self { lines, msi: _, clock: _, timers, config, status, counter, comparators } = self;
+        let Self { lines, messages: _, clock: _, timers, config, status, counter, comparators } = self;
         let gsi = lines.gsi.iter().enumerate().fold(0u32, |bits, (n, l)| bits | u32::from(l.level()) << n);
         Record::new(1)
             .with(1, [*config, *status, *counter])

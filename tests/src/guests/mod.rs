@@ -224,6 +224,10 @@ pub fn run(engine: &Engine, program: &Path, guest: &Guest, rom: &[u8], dir: &Pat
         command.args(["-qfec", &line]).arg(&out).env("TERM", "xterm").stdout(Stdio::null());
     } else {
         let accel = if let Engine::Ours(name) = engine { name } else { "tcg" };
+        if *engine == Engine::Qemu {
+            // Ours sends messages without being asked.
+            command.args(["-global", "hpet.msi=on"]);
+        }
         command.args(["-accel", accel, "-cpu", "max", "-m", "32", "-smp", &guest.cpus.to_string()]);
         command.args(["-nodefaults", "-display", "none", "-vga", "none", "-no-reboot", "-bios"]).arg(&image);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-debugcon"]);

@@ -134,6 +134,36 @@ pub(super) const GUESTS: &[Guest] = &[
             timer_once(c, 100)?; c.sti()?; wait(c)?; c.cli()
         })
     }),
+    one("messages_of_the_hpet", Mode::Flat32, |c| {
+        const HPET: u32 = 0xfed0_0000;
+        // Ten milliseconds from now, sleeping.
+        let soon = |c: &mut Code, timer: u32| {
+            let at = HPET + 0x20 * timer;
+            c.mov(ecx, at + 0x108)?; c.mov(dword_ptr(ecx + 4), 0)?;
+            c.mov(eax, HPET + 0xf0)?; c.mov(eax, dword_ptr(eax))?; c.add(eax, 1_000_000)?; c.mov(dword_ptr(ecx), eax)?;
+            c.sti()?; c.hlt()?; c.cli()
+        };
+        let goes = |c: &mut Code, timer: u32, vector: u32| {
+            c.mov(ecx, HPET + 0x20 * timer + 0x110)?; c.mov(dword_ptr(ecx), vector)?; c.mov(dword_ptr(ecx + 4), 0xfee0_0000u32)
+        };
+        apic_on(c)?;
+        c.mov(ecx, HPET + 0x10)?; c.mov(dword_ptr(ecx), 1)?;
+        for timer in [0, 1] {
+            goes(c, timer, 0x31 + timer)?;
+            // Far away, for who takes all ones for the past.
+            c.mov(ecx, HPET + 0x20 * timer + 0x100)?; c.mov(dword_ptr(ecx + 0xc), 0)?; c.mov(dword_ptr(ecx), 0x4004)?;
+        }
+        c.trial("a message:", |c| soon(c, 0))?;
+        c.trial("again, three times:", |c| { for _ in 0..3 { soon(c, 0)?; } Ok(()) })?;
+        c.trial("another timer:", |c| soon(c, 1))?;
+        c.trial("it goes elsewhere:", |c| { goes(c, 0, 0x41)?; soon(c, 0) })?;
+        c.trial("the other as before:", |c| soon(c, 1))?;
+        c.trial("at an APIC that is off, nothing:", |c| {
+            apic(c, 0xf0, 0x3f)?; goes(c, 0, 0x42)?;
+            c.mov(ecx, HPET + 0x108)?; c.mov(eax, HPET + 0xf0)?; c.mov(eax, dword_ptr(eax))?; c.add(eax, 10_000)?; c.mov(dword_ptr(ecx), eax)?;
+            c.sti()?; wait(c)?; c.cli()
+        })
+    }),
     one("priorities_of_interrupts", Mode::Flat32, |c| {
         apic_on(c)?;
         c.trial("highest first:", |c| { for v in [0x31u32, 0x41, 0x35] { apic(c, 0x300, 0x4_0000 | v)?; } wait(c)?; c.sti()?; wait(c)?; c.cli() })?;
