@@ -171,13 +171,15 @@ impl Cpu {
         self.vm.code.dirty.load(Ordering::Relaxed)
     }
 
-    /// Takes over what others did to code and to pages since the last time. No operation may be running.
-    pub(crate) fn catch_up(&mut self, cache: &mut Cache) {
+    /// Takes over what others did to code and to pages since the last time, and returns the writes to code. No
+    /// operation may be running.
+    pub(crate) fn catch_up(&mut self, cache: &mut Cache) -> Vec<(usize, u64)> {
         let shared = self.vm.code.clone();
-        if shared.dirty.swap(false, Ordering::SeqCst) {
-            let queue = std::mem::take(&mut *shared.queue.lock());
-            for (host, len) in queue {
-                cache.invalidate(host, len as usize);
+        let mut written = Vec::new();
+        if shared.dirty.load(Ordering::Relaxed) && shared.dirty.swap(false, Ordering::SeqCst) {
+            written = std::mem::take(&mut *shared.queue.lock());
+            for (host, len) in &written {
+                cache.invalidate(*host, *len as usize);
             }
         }
         if shared.watched_len.load(Ordering::SeqCst) != self.t0.protected {
@@ -197,6 +199,7 @@ impl Cpu {
             self.t0.generation = cache.generation;
             self.t0.forget_jumps();
         }
+        written
     }
 }
 
@@ -338,8 +341,14 @@ impl Cache {
             self.pages.remove(&page);
             return;
         }
+        self.remark(page);
+    }
+
+    /// Marks the bytes of a page that codes were made from.
+    pub fn remark(&self, page: usize) {
+        let Some(p) = self.pages.get(&page) else { return };
         for c in &p.codes {
-            // SAFETY: as above.
+            // SAFETY: pages list live codes only.
             let code = unsafe { &**c };
             let (at, len) = if code.host & !0xfff == page {
                 (code.host - page, (code.len as usize).min(0x1000 - (code.host - page)))

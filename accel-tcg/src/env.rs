@@ -30,6 +30,8 @@ pub struct Env {
     pub cc_a: u64,
     /// Second lazy flag operand.
     pub cc_b: u64,
+    /// Flags that replace those of the record, a byte each (see `interp::flags::over`).
+    pub cc_c: u64,
     /// All flags but the six status flags, without the constant one.
     pub eflags_sys: u64,
     /// Instructions retired up to the start of the current block.
@@ -91,8 +93,40 @@ pub struct Env {
     pub tsc_offset: u64,
     /// The other MSRs.
     pub msrs: Msrs,
+    /// What translated code keeps beside the processor's state.
+    pub jit: JitEnv,
     /// x87, SSE, AVX.
     pub fpu: FpuArea,
+}
+
+/// What translated code and the routines around it exchange.
+#[repr(C, align(64))]
+#[derive(Clone, Debug, Default)]
+pub struct JitEnv {
+    /// The host's stack pointer at the entry.
+    pub host_rsp: u64,
+    /// Address of the current data view of the TLB.
+    pub tlb: u64,
+    /// Address of the word that others set to get attention.
+    pub poll: u64,
+    /// Instructions left, where they are counted.
+    pub budget: i64,
+    /// Why translated code was left, with an argument in the upper half.
+    pub exit: u64,
+    /// Return address of the site where it was left.
+    pub site: u64,
+    /// What entries of the jump cache must have: lower and upper half of the address space.
+    pub tag: [u64; 2],
+    /// What links to other pages must have: lower and upper half.
+    pub epoch: [u64; 2],
+    /// Operands of a helper.
+    pub args: [u64; 3],
+    /// Registers that are in the host's: bit 0 XMM, bit 1 YMM, bit 2 x87.
+    pub live: u32,
+    /// The host's own MXCSR.
+    pub mxcsr_host: u32,
+    /// Bytes of an access that no single host address has.
+    pub bounce: [u64; 8],
 }
 
 /// Why an instruction or a delivery did not complete.
@@ -176,6 +210,8 @@ impl VmShared {
 }
 
 /// One virtual processor.
+// The layout matters: translated code takes the address of the state for that of the processor.
+#[repr(C)]
 pub struct Cpu {
     /// Registers.
     pub env: Env,
@@ -192,6 +228,8 @@ pub struct Cpu {
     pub count_base: u64,
     /// The interpreter's own.
     pub t0: crate::interp::State,
+    /// What routines called by translated code leave to the run loop.
+    pub jit: crate::jit::Shared,
 }
 
 impl Cpu {
@@ -207,6 +245,7 @@ impl Cpu {
             signal,
             count_base: 0,
             t0: crate::interp::State::default(),
+            jit: crate::jit::Shared::default(),
         };
         cpu.after_load();
         cpu
@@ -288,6 +327,7 @@ impl Env {
             mode_key: 0,
             cc_a: 0,
             cc_b: 0,
+            cc_c: 0,
             eflags_sys: 0,
             icount: 0,
             insn_in_block: 0,
@@ -318,6 +358,7 @@ impl Env {
             shadow: Shadow::None,
             tsc_offset: 0,
             msrs: s.msrs.clone(),
+            jit: JitEnv::default(),
             fpu: s.xsave.clone(),
         };
         env.load(s);

@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod helpers;
 pub mod interp;
 pub mod ir;
+pub mod jit;
 pub mod mmu;
 pub mod mode;
 pub mod mutants;
@@ -20,6 +21,7 @@ pub mod testbed;
 pub mod vcpu;
 pub mod vector;
 
+pub use jit::JitEngine;
 pub use vcpu::{Interp, PortableInterp};
 
 /// Whether the host gives memory for generated code.

@@ -14,6 +14,9 @@ use crate::helpers::system::code_breakpoint;
 use crate::interp::lower::lower;
 use crate::interp::t0::{Code, Exit, Jump, State};
 use crate::interp::{ends_without_trap, enter};
+use crate::ir::Block;
+use crate::jit::engine::Numbers;
+use crate::jit::{Home, Jit, code as leave};
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
 use crate::opt;
@@ -24,6 +27,7 @@ use anura_accel::{
 use anura_vmcore::{CpuSignal, ResetKind};
 use anura_x86::regs::{dr7, rflags};
 use anura_x86::{CpuState, Shadow};
+use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::Arc;
@@ -87,7 +91,7 @@ struct Vm {
 
 impl AccelVm for Vm {
     fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError> {
-        Ok(Box::new(InterpVcpu::new(self.shared.clone(), id, signal)))
+        Ok(Box::new(SoftVcpu::new(self.shared.clone(), id, signal)))
     }
 
     fn info(&self) -> String {
@@ -99,8 +103,12 @@ impl AccelVm for Vm {
 }
 
 /// One processor.
-pub struct InterpVcpu {
-    cpu: Cpu,
+pub struct SoftVcpu {
+    cpu: Home,
+    /// Translated code, unless this is the interpreter engine.
+    jit: Option<Box<Jit>>,
+    /// Where the translations' numbers are shown.
+    numbers: Option<Arc<Mutex<Numbers>>>,
     features: Features,
     /// The local APIC may have something.
     attention: bool,
@@ -108,12 +116,34 @@ pub struct InterpVcpu {
     kicked: bool,
 }
 
-impl InterpVcpu {
+impl SoftVcpu {
     /// A processor after power-up.
     pub fn new(vm: Arc<VmShared>, id: u32, signal: Arc<CpuSignal>) -> Self {
         let features = Features::of(&vm.config.model);
         vm.code.add_signal(&signal);
-        InterpVcpu { cpu: Cpu::new(vm, id, signal), features, attention: true, kicked: false }
+        let mut cpu = Home::new(Cpu::new(vm, id, signal));
+        cpu.env.jit.poll = cpu.signal.poll.as_ptr() as u64;
+        cpu.env.jit.mxcsr_host = 0x1f80;
+        SoftVcpu { cpu, jit: None, numbers: None, features, attention: true, kicked: false }
+    }
+
+    /// The same with translated code: `size` bytes for it at most; `counted` if budgets in instructions are to be
+    /// exact; `smp` if other processors run at the same time.
+    pub(crate) fn with_jit(
+        vm: Arc<VmShared>,
+        id: u32,
+        signal: Arc<CpuSignal>,
+        size: usize,
+        counted: bool,
+        smp: bool,
+        numbers: Arc<Mutex<Numbers>>,
+    ) -> std::io::Result<Self> {
+        let jit = Jit::new(size, counted, smp)?;
+        let mut vcpu = Self::new(vm, id, signal);
+        vcpu.numbers = Some(numbers);
+        vcpu.cpu.jit.counted = counted;
+        vcpu.jit = Some(Box::new(jit));
+        Ok(vcpu)
     }
 
     /// The processor's state, for tests.
@@ -130,6 +160,8 @@ impl InterpVcpu {
             Budget::Until(t) => (start.saturating_add(ENDLESS), Some(t)),
             Budget::Instructions(n) => (start.saturating_add(n.min(ENDLESS)), None),
         };
+        let translated =
+            self.jit.as_ref().is_some_and(|j| j.options.counted || matches!(budget, Budget::Unlimited));
         let mut look_at_clock = start.saturating_add(TIME_SLICE);
         self.attention = true;
         self.cpu.count_base = if self.cpu.vm.config.counted {
@@ -157,6 +189,8 @@ impl InterpVcpu {
             let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
             let step = if self.slow() || limit - now < 64 {
                 self.one(&mut cache, now != start)
+            } else if translated {
+                self.translated(&mut cache, limit)
             } else {
                 self.many(&mut cache, limit)
             };
@@ -166,6 +200,10 @@ impl InterpVcpu {
         };
         self.cpu.env.insn_in_block = 0;
         self.cpu.sync_clock();
+        if let (Some(numbers), Some(jit)) = (&self.numbers, &self.jit) {
+            let (bytes, live) = jit.sizes();
+            *numbers.lock() = Numbers { counts: jit.counts, bytes, live };
+        }
         exit
     }
 
@@ -188,7 +226,8 @@ impl InterpVcpu {
         }
         self.attention |= bits & CpuSignal::IRQ != 0;
         cpu.refresh_views();
-        cpu.catch_up(cache);
+        self.catch_up(cache);
+        let cpu = &mut self.cpu;
         if cpu.env.shutdown {
             return Some(VcpuExit::TripleFault);
         }
@@ -516,14 +555,48 @@ impl InterpVcpu {
         id: u32,
         max: usize,
     ) -> Result<*const Code, Refused> {
-        let cpu = &mut self.cpu;
         if cache.full() {
-            cache.clear();
-            cpu.t0.block = ptr::null();
-            cpu.t0.counts.flushes += 1;
-            cpu.catch_up(cache);
+            self.forget(cache);
         }
-        cpu.t0.counts.built += 1;
+        self.cpu.t0.counts.built += 1;
+        let made = self.build(host, page, linear, max)?;
+        let code = lower(&made.block, cache.arena.as_mut(), id, made.second);
+        let code = cache.add(host, id, code, &made.sources);
+        self.catch_up(cache);
+        Ok(code)
+    }
+
+    /// Drops all translations.
+    fn forget(&mut self, cache: &mut Cache) {
+        cache.clear();
+        self.cpu.t0.block = ptr::null();
+        self.cpu.t0.counts.flushes += 1;
+        self.catch_up(cache);
+        if let Some(jit) = &mut self.jit {
+            jit.clear(&mut self.cpu);
+        }
+    }
+
+    /// Takes over what others did to code and to pages.
+    fn catch_up(&mut self, cache: &mut Cache) {
+        let written = self.cpu.catch_up(cache);
+        let Some(jit) = &mut self.jit else { return };
+        for (host, len) in written {
+            jit.invalidate(&mut self.cpu, host, len as usize);
+            // Marks are by page, for both kinds of translation.
+            let mut page = host & !0xfff;
+            while page < host + len as usize {
+                jit.unmark(page);
+                cache.remark(page);
+                jit.remark(page);
+                page += 0x1000;
+            }
+        }
+    }
+
+    /// The IR of the block at a place, with the marks on its bytes made.
+    fn build(&mut self, host: usize, page: ExecPage, linear: u64, max: usize) -> Result<Made, Refused> {
+        let cpu = &mut *self.cpu;
         let within = (linear & 0xfff) as usize;
         let phys = page.phys | within as u64;
         let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
@@ -578,23 +651,194 @@ impl InterpVcpu {
         {
             panic!("{e}\n{}", crate::ir::print::block(&block));
         }
-        let cpu = &mut self.cpu;
-        let second = if built.crosses { second_page } else { None };
-        let pa2 = second.map(|p| p.host as u64);
-        let code = lower(&block, cache.arena.as_mut(), id, pa2);
+        let second_page = if built.crosses { second_page } else { None };
+        let second = second_page.map(|p| p.host as u64);
         let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
         ram.tracker().mark_code(offset, in_first);
-        let mut pages = vec![(page.host as usize, ram, offset & !0xfff)];
-        if let Some(p) = second
+        let mut sources = vec![(page.host as usize, ram, offset & !0xfff)];
+        if let Some(p) = second_page
             && let Some((ram, offset)) = cpu.ram_at(p.phys)
         {
             ram.tracker().mark_code(offset, u64::from(block.len()).saturating_sub(in_first).max(1));
-            pages.push((p.host as usize, ram, offset & !0xfff));
+            sources.push((p.host as usize, ram, offset & !0xfff));
         }
-        let code = cache.add(host, id, code, &pages);
-        cpu.catch_up(cache);
-        Ok(code)
+        Ok(Made { block, second, sources })
     }
+
+    // ---- translated code ----
+
+    /// Runs translated code until something leaves to the loop.
+    fn translated(&mut self, cache: &mut Cache, limit: u64) -> Option<VcpuExit> {
+        self.cpu.t0.limit = limit;
+        let mut from: Option<(u32, bool)> = None;
+        loop {
+            let epoch = self.cpu.t0.epoch;
+            let id = match self.find(cache) {
+                Ok(Some(id)) => id,
+                // Memory that is neither RAM nor ROM.
+                Ok(None) => return self.one(cache, true),
+                Err(e) => return self.refused(e),
+            };
+            let jit = self.jit.as_mut()?;
+            let block = jit.block(id)?;
+            let (entry, rip, crosses) = (block.entry, block.rip, block.second.is_some());
+            // A link inside of a page is good for as long as the page's bytes are; one that leaves it, or leads to a
+            // block of two pages, for as long as the mapping is.
+            if let Some((slot, far)) = from.take()
+                && (far || !crosses)
+                && epoch == self.cpu.t0.epoch
+            {
+                let epochs = self.cpu.env.jit.epoch;
+                jit.link(slot, far.then_some(epochs[(rip >> 63) as usize]), id);
+            }
+            let env = &mut self.cpu.env;
+            env.jit.budget = limit.wrapping_sub(env.icount) as i64;
+            jit.enter(&mut self.cpu, entry);
+            let exit = self.cpu.env.jit.exit as u32;
+            let code = exit & 7;
+            if code <= leave::LINK_FAR && jit.options.counted {
+                self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
+            }
+            match code {
+                leave::LOOKUP => {}
+                leave::LINK | leave::LINK_FAR => from = Some((exit & !7, code == leave::LINK_FAR)),
+                leave::BAIL => {
+                    let Some((n, insn)) = jit.settle(&mut self.cpu) else {
+                        return Some(self.broken("translated code was left at an unknown place"));
+                    };
+                    if jit.options.counted {
+                        let left = self.cpu.env.jit.budget as u64;
+                        self.cpu.env.icount =
+                            limit.wrapping_sub(left).wrapping_sub(u64::from(n)).wrapping_add(insn.into());
+                    }
+                    if self.cpu.jit.panic.is_some() {
+                        return Some(self.broken(""));
+                    }
+                    return self.one(cache, true);
+                }
+                leave::LEFT => {
+                    if self.cpu.jit.panic.is_some() {
+                        return Some(self.broken(""));
+                    }
+                    return self.left();
+                }
+                _ => return None,
+            }
+            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+                return None;
+            }
+        }
+    }
+
+    /// What a helper or an interpreted instruction has left behind.
+    fn left(&mut self) -> Option<VcpuExit> {
+        match self.cpu.t0.exit {
+            Exit::Fault(_) => {
+                self.cpu.t0.counts.faults += 1;
+                let f = self.cpu.t0.fault;
+                if f == Fault::FROZEN {
+                    self.cpu.env.halted = true;
+                    return None;
+                }
+                self.fault(f)
+            }
+            _ => self.finish(),
+        }
+    }
+
+    fn broken(&mut self, what: &str) -> VcpuExit {
+        let what = self.cpu.jit.panic.take().unwrap_or_else(|| what.to_owned());
+        VcpuExit::Failed(InternalError { what: format!("engine failure: {what}"), rip: self.cpu.env.rip })
+    }
+
+    /// The translated block at RIP, made if there is none; `None` where there is no RAM or ROM.
+    fn find(&mut self, cache: &mut Cache) -> Result<Option<u32>, Refused> {
+        let cpu = &mut *self.cpu;
+        let rip = cpu.env.rip;
+        let mode = cpu.env.mode_key;
+        let flat = mode & (key::L64 | key::CS_FLAT) != 0;
+        let mut limit = u64::MAX;
+        if mode & key::CS_FLAT == 0 {
+            limit = u64::from(cpu.env.seg[anura_x86::segment::index::CS].limit);
+            if rip > limit {
+                return Err(Refused::Fault(Fault::GP0));
+            }
+        }
+        let linear = cpu.env.linear_rip();
+        let page = cpu.translate_exec(linear)?;
+        cpu.t0.epoch = cpu.mmu.exec_epoch;
+        if page.host.is_null() {
+            return Ok(None);
+        }
+        let host = page.host as usize + (linear & 0xfff) as usize;
+        let jit = self.jit.as_mut().ok_or(Refused::Device)?;
+        jit.counts.lookups += 1;
+        let mut found = jit.find(host, rip, mode);
+        if let Some(b) = found.and_then(|id| jit.block(id)) {
+            if u64::from(b.len.max(1)) - 1 > limit - rip {
+                found = None;
+            }
+            if let Some(second) = b.second {
+                let next = (linear & !0xfff).wrapping_add(0x1000);
+                let now = cpu.translate_exec(next)?;
+                if now.host as usize != second {
+                    found = None;
+                }
+            }
+        }
+        let id = match found {
+            Some(id) => id,
+            None => self.translate(cache, host, page, linear)?,
+        };
+        let cpu = &mut self.cpu;
+        cpu.t0.epoch = cpu.mmu.exec_epoch;
+        let epochs = cpu.mmu.epochs();
+        let j = &mut cpu.env.jit;
+        j.epoch = epochs;
+        j.tag = epochs.map(|e| e << 24 | u64::from(mode));
+        let tag = j.tag[(rip >> 63) as usize];
+        cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+        if flat && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) {
+            let code = b.entry;
+            cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code };
+        }
+        Ok(Some(id))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn translate(
+        &mut self,
+        cache: &mut Cache,
+        host: usize,
+        page: ExecPage,
+        linear: u64,
+    ) -> Result<u32, Refused> {
+        let stale = self.jit.as_ref().is_some_and(|j| j.full() || j.generation != cache.generation);
+        if stale || cache.full() {
+            self.forget(cache);
+            if let Some(jit) = &mut self.jit {
+                jit.generation = cache.generation;
+            }
+        }
+        let start = Instant::now();
+        let made = self.build(host, page, linear, 64)?;
+        let mode = self.cpu.env.mode_key;
+        let jit = self.jit.as_mut().ok_or(Refused::Device)?;
+        let second = made.second.map(|s| s as usize);
+        let id = jit.add(&made.block, mode, second, &made.sources, cache.arena.as_mut());
+        jit.counts.time += start.elapsed();
+        self.catch_up(cache);
+        Ok(id)
+    }
+}
+
+/// A block's IR and what it was made from.
+struct Made {
+    block: Block,
+    /// Host address of the second page, for a block that crosses.
+    second: Option<u64>,
+    sources: Vec<(usize, Arc<anura_memory::RamBlock>, u64)>,
 }
 
 /// Why there is no code at RIP.
@@ -620,7 +864,7 @@ impl From<Fault> for Refused {
     }
 }
 
-impl Vcpu for InterpVcpu {
+impl Vcpu for SoftVcpu {
     fn run(&mut self, budget: Budget) -> VcpuExit {
         match catch_unwind(AssertUnwindSafe(|| self.run_inner(budget))) {
             Ok(exit) => exit,

@@ -2,7 +2,7 @@
 
 use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
-use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::{CpuState, Segment};
 
@@ -52,7 +52,7 @@ fn round(seed: u64, instructions: u64) {
         bed.map_page(root, &mut next, at, at | if page % 7 == 6 { 5 } else { 7 });
     }
     fill(&bed, &mut n);
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     let mode = seed % 5;
     for _ in 0..200 {
         match mode {

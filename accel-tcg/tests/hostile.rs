@@ -2,7 +2,7 @@
 
 use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::TestBed;
-use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::regs::{cr0, cr4, dr7, efer, rflags};
 use anura_x86::{Attr, CpuState, Segment};
@@ -111,7 +111,7 @@ fn code(r: &mut Random, out: &mut [u8]) {
 #[test]
 fn random_states_and_code_never_panic_the_engine() {
     let bed = TestBed::new(2 << 20, "max");
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     let mut r = Random(0x1234_5678_9abc_def1);
     let rounds: u64 =
         std::env::var("ANURA_HOSTILE_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(4_000);

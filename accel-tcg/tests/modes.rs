@@ -2,7 +2,7 @@
 
 use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::TestBed;
-use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::segment::index::{CS, DS, ES, SS};
 use anura_x86::{CpuState, Segment, TableReg};
@@ -14,7 +14,7 @@ fn hex(s: &str) -> Vec<u8> {
 }
 
 /// A processor in real mode at 0000:7c00 with a stack below, and vectors that lead to HLT at 0x600 + vector.
-fn real(code: &str) -> (TestBed, InterpVcpu) {
+fn real(code: &str) -> (TestBed, SoftVcpu) {
     let bed = TestBed::new(4 << 20, "qemu64");
     for v in 0..=255u64 {
         bed.ram.write(v * 4, &(0x600 + v as u32).to_le_bytes());
@@ -24,19 +24,19 @@ fn real(code: &str) -> (TestBed, InterpVcpu) {
     let mut s = CpuState::reset(0);
     (s.seg[CS].selector, s.seg[CS].base, s.rip) = (0, 0, 0x7c00);
     s.gpr[4] = 0x7c00;
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     vcpu.set_state(&s).unwrap();
     (bed, vcpu)
 }
 
 /// Runs to HLT.
-fn halt(vcpu: &mut InterpVcpu) -> CpuState {
+fn halt(vcpu: &mut SoftVcpu) -> CpuState {
     assert_eq!(vcpu.run(Budget::Instructions(10_000)), VcpuExit::Halted);
     vcpu.state()
 }
 
 /// Runs to a HLT of the vector table; the vector.
-fn vector(vcpu: &mut InterpVcpu) -> (u64, CpuState) {
+fn vector(vcpu: &mut SoftVcpu) -> (u64, CpuState) {
     let s = halt(vcpu);
     assert!((0x601..=0x700).contains(&s.rip), "no handler: {:x}", s.rip);
     (s.rip - 0x601, s)
@@ -248,7 +248,7 @@ fn iretd_of_real_mode_keeps_the_virtual_flags() {
 }
 
 /// A v86 program at 0000:7c00, its monitor a HLT at 0x60000 + 16 * vector in flat CPL 0 code.
-fn v86(code: &str, iopl: u64, vme: bool, flags: u64) -> (TestBed, InterpVcpu) {
+fn v86(code: &str, iopl: u64, vme: bool, flags: u64) -> (TestBed, SoftVcpu) {
     let bed = TestBed::new(4 << 20, "max");
     let mut s = CpuState::reset(0);
     (s.cr0, s.cr4) = (0x11, u64::from(vme));
@@ -274,7 +274,7 @@ fn v86(code: &str, iopl: u64, vme: bool, flags: u64) -> (TestBed, InterpVcpu) {
     bed.ram.write(0x3068 + 4, &[1 << 2]);
     bed.ram.write(0x21 * 4, &[0, 0x6f, 0, 0]);
     bed.ram.write(0x7c00, &hex(code));
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     vcpu.set_state(&s).unwrap();
     (bed, vcpu)
 }

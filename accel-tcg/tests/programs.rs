@@ -2,7 +2,7 @@
 
 use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
-use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::{CpuState, Segment};
 use std::sync::atomic::Ordering;
@@ -16,7 +16,7 @@ fn hex(s: &str) -> Vec<u8> {
 }
 
 /// A processor in flat user-mode 64-bit code at `CODE`; RSI points to `DATA`.
-fn user(code: &[u8], model: &str) -> (TestBed, InterpVcpu) {
+fn user(code: &[u8], model: &str) -> (TestBed, SoftVcpu) {
     let bed = TestBed::new(16 << 20, model);
     let (root, mut next) = (0x10_0000, 0x10_1000);
     for page in 0..16u64 {
@@ -24,7 +24,7 @@ fn user(code: &[u8], model: &str) -> (TestBed, InterpVcpu) {
         bed.map_page(root, &mut next, at, at | 7);
     }
     bed.ram.write(CODE, code);
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     enter_long_mode(vcpu.cpu(), root, 3);
     let env = &mut vcpu.cpu().env;
     env.rip = CODE;
@@ -34,7 +34,7 @@ fn user(code: &[u8], model: &str) -> (TestBed, InterpVcpu) {
     (bed, vcpu)
 }
 
-fn run(vcpu: &mut InterpVcpu, n: u64) {
+fn run(vcpu: &mut SoftVcpu, n: u64) {
     assert_eq!(vcpu.run(Budget::Instructions(n)), VcpuExit::BudgetSpent);
 }
 
@@ -57,7 +57,7 @@ fn a_processor_climbs_from_real_mode_to_64_bit_code() {
         bed.map_page(root, &mut next, at, at | 3);
     }
     bed.ram.write(CODE, &hex(MODES));
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     let mut s = CpuState::reset(0);
     s.seg[1] = Segment::new(0x1000, CODE, 0xffff, 0x9b);
     s.rip = 0;
@@ -77,7 +77,7 @@ fn popping_a_segment_register_moves_the_stack_by_the_operand_size_not_the_stack_
     for (code, moved) in [("bc0008061ff4", 0), ("bc00086606661ff4", 0), ("bc0008661ff4", 4)] {
         let bed = TestBed::new(16 << 20, "qemu64");
         bed.ram.write(CODE, &hex(code));
-        let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+        let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
         let mut s = CpuState::reset(0);
         s.seg[1] = Segment::new(0x1000, CODE, 0xffff, 0x9b);
         s.rip = 0;
@@ -330,7 +330,7 @@ fn a_guest_that_only_faults_spends_its_budget() {
     bed.put(idt + 6 * 16, 0x8e01 << 32 | 0x10 << 16 | (CODE & 0xffff) | (CODE >> 16) << 48);
     bed.put(gdt + 0x10, 0x00af_9b00_0000_ffff);
     bed.put(tss + 0x24, STACK);
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     enter_long_mode(vcpu.cpu(), root, 0);
     let cpu = vcpu.cpu();
     cpu.env.idtr = anura_x86::TableReg { base: idt, limit: 0xfff };

@@ -6,16 +6,17 @@
 use anura_accel::verify::{Options, Verify};
 use anura_accel::{Accelerator, Capabilities};
 use anura_accel_kvm::{Choice, Irqchip, Kvm, Stepping};
-use anura_accel_tcg::{Interp, PortableInterp};
+use anura_accel_tcg::{Interp, JitEngine, PortableInterp};
 use anura_machine::config::{AccelConfig, Board, MachineConfig};
 
 /// The names of the engines of this build, best first.
-pub const BUILT_IN: [&str; 3] = ["kvm", "interp", "interp-portable"];
+pub const BUILT_IN: [&str; 4] = ["kvm", "jit", "interp", "interp-portable"];
 
 /// Makes an engine of this build as its options say; `None` if there is none of that name.
 pub fn make(accel: &AccelConfig, board: &Board) -> Option<Box<dyn Accelerator>> {
     Some(match canonical(&accel.name) {
         "kvm" => Box::new(Kvm::new(Interp).with(kvm_choice(accel, board))),
+        "jit" => Box::new(JitEngine::default()),
         "interp" => Box::new(Interp),
         "interp-portable" => Box::new(PortableInterp),
         _ => return None,

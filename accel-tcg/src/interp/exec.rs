@@ -753,12 +753,27 @@ pub(super) unsafe fn fault(cpu: &mut Cpu, op: Next, f: Fault) -> Next {
 }
 
 /// Whether something wants control after the running instruction.
-pub(super) fn wants_out(cpu: &Cpu) -> bool {
+pub(crate) fn wants_out(cpu: &Cpu) -> bool {
     cpu.signal.poll.load(std::sync::atomic::Ordering::Relaxed) != 0
         || cpu.t0.leave
         || cpu.env.pending_db != 0
         || cpu.mmu.exec_epoch != cpu.t0.epoch
         || cpu.code_dirty()
+}
+
+/// Runs the operations of code from its start until they leave.
+///
+/// # Safety
+/// The code is live, and made for the present mode and RIP.
+pub(crate) unsafe fn run_ops(cpu: &mut Cpu, code: *const Code) {
+    cpu.t0.block = code;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut op = (*code).entry.get();
+        while !op.is_null() {
+            op = ((*op).run)(cpu, op);
+        }
+    }
 }
 
 /// After an access that took the slow way: goes on, or runs the rest of the instruction and leaves.

@@ -2,6 +2,9 @@
 //!
 //! An arithmetic operation stores what it did (`cc_op`: kind and width), its result (`cc_a`, zero-extended) and one
 //! more operand (`cc_b`); the flags are computed when somebody looks. [`IMAGE`] holds them as they are in `cc_a`.
+//!
+//! Translated code has kinds of its own, chosen so that recording them takes few stores, and can replace single flags
+//! of a record by bytes in `cc_c` ([`over`]).
 
 use crate::env::Env;
 use crate::ir::Cond;
@@ -28,6 +31,34 @@ pub mod kind {
     pub const DEC: u32 = 28;
     /// `cc_a` = result, `cc_b` = carry | overflow << 11 in their EFLAGS places; AF clear.
     pub const SHIFT: u32 = 32;
+    /// `cc_a` = product, the low byte of `cc_b` = carry and overflow; AF clear.
+    pub const MUL: u32 = 36;
+    /// `cc_a` = result of a shift left, the low byte of `cc_b` = carry.
+    pub const SHL: u32 = 40;
+    /// `cc_a` = result of a logical shift right, the low byte of `cc_b` = carry.
+    pub const SHR: u32 = 44;
+    /// `cc_a` = result of an arithmetic shift right, the low byte of `cc_b` = carry.
+    pub const SAR: u32 = 48;
+    /// Flags of `cc_a` - `cc_b`, whose upper bits may hold anything.
+    pub const CMP: u32 = 52;
+    /// Byte 1 of `cc_a` as LAHF leaves it in AH, byte 0 the overflow flag.
+    pub const LAHF: u32 = 56;
+    /// All clear but ZF, which says whether `cc_a` is zero.
+    pub const ZERO: u32 = 60;
+    /// Kind and width.
+    pub const MASK: u32 = 63;
+}
+
+/// Bits of `cc_op` above kind and width: mostly, that flags are in `cc_c`.
+pub mod over {
+    /// `cc_a` and `cc_b` may have anything above the width.
+    pub const RAW: u32 = 1 << 28;
+    /// CF is byte 0 of `cc_c`.
+    pub const CF: u32 = 1 << 29;
+    /// OF is byte 1.
+    pub const OF: u32 = 1 << 30;
+    /// ZF is byte 2.
+    pub const ZF: u32 = 1 << 31;
 }
 
 const SIZE_MASK: [u64; 4] = [0xff, 0xffff, 0xffff_ffff, !0];
@@ -57,6 +88,10 @@ fn carry_overflow(op: u32, r: u64, b: u64) -> (bool, bool) {
         kind::INC => (b & 1 != 0, r == sign),
         kind::DEC => (b & 1 != 0, r == sign - 1),
         kind::SHIFT => (b & 1 != 0, b & u64::from(flag::OF) != 0),
+        kind::MUL => (b & 1 != 0, b & 1 != 0),
+        kind::SHL => (b & 1 != 0, (r & sign != 0) != (b & 1 != 0)),
+        kind::SHR => (b & 1 != 0, (r ^ r << 1) & sign != 0),
+        kind::SAR => (b & 1 != 0, false),
         _ => (false, false),
     }
 }
@@ -79,6 +114,19 @@ pub fn image(op: u32, r: u64, b: u64) -> u32 {
     if op == IMAGE {
         return r as u32 & flag::ALL;
     }
+    match op & !3 {
+        kind::CMP => {
+            let mask = SIZE_MASK[(op & 3) as usize];
+            let b = b & mask;
+            return image(kind::SUB | op & 3, (r & mask).wrapping_sub(b) & mask, b);
+        }
+        kind::LAHF => {
+            let of = if r & 1 != 0 { flag::OF } else { 0 };
+            return (r >> 8) as u32 & (flag::ALL & 0xff) | of;
+        }
+        kind::ZERO => return if r == 0 { flag::ZF } else { 0 },
+        _ => {}
+    }
     let (cf, of) = carry_overflow(op, r, b);
     let sign = (SIZE_MASK[(op & 3) as usize] >> 1) + 1;
     let bit = |on: bool, f: u32| if on { f } else { 0 };
@@ -93,7 +141,15 @@ pub fn image(op: u32, r: u64, b: u64) -> u32 {
 
 /// The six status flags.
 pub fn get(env: &Env) -> u64 {
-    image(env.cc_op, env.cc_a, env.cc_b).into()
+    let op = env.cc_op;
+    let mask = if op & over::RAW != 0 { SIZE_MASK[(op & 3) as usize] } else { !0 };
+    let mut f = image(op & kind::MASK, env.cc_a & mask, env.cc_b & mask);
+    for (on, bit, at) in [(over::CF, flag::CF, 0), (over::OF, flag::OF, 8), (over::ZF, flag::ZF, 16)] {
+        if op & on != 0 {
+            f = f & !bit | if env.cc_c >> at & 1 != 0 { bit } else { 0 };
+        }
+    }
+    f.into()
 }
 
 /// Sets the six status flags.
@@ -106,6 +162,9 @@ pub fn set(env: &mut Env, bits: u64) {
 pub fn carry(env: &Env) -> bool {
     if env.cc_op == IMAGE {
         return env.cc_a & 1 != 0;
+    }
+    if env.cc_op > kind::SAR + 3 {
+        return get(env) & 1 != 0;
     }
     let c = carry_overflow(env.cc_op, env.cc_a, env.cc_b).0;
     crate::mutants::flags(env.cc_op, u32::from(c)) & flag::CF != 0
@@ -132,6 +191,9 @@ pub fn holds(cond: Cond, f: u32) -> bool {
 #[inline(always)]
 pub fn test<const C: u8>(env: &Env) -> bool {
     let (op, r, b) = (env.cc_op, env.cc_a, env.cc_b);
+    if op > kind::SAR + 3 {
+        return holds(Cond::ALL[(C & 15) as usize], get(env) as u32);
+    }
     if op != IMAGE {
         let size = (op & 3) as usize;
         match C >> 1 {

@@ -407,9 +407,9 @@ ops! {
     /// dst = a shifted right by c, filled from b
     Shrd "shrd" dst=true args=3 imm=None flags=TwinMaybe, cin=false faults=false ends=false;
     /// Low half of the unsigned product; flags tell whether the high half is needed.
-    Mul "mul" dst=true args=2 imm=None flags=TwinMaybe, cin=false faults=false ends=false;
+    Mul "mul" dst=true args=2 imm=None flags=Twin(ALL), cin=false faults=false ends=false;
     /// Low half of the signed product; flags tell whether the high half is needed.
-    Imul "imul" dst=true args=2 imm=None flags=TwinMaybe, cin=false faults=false ends=false;
+    Imul "imul" dst=true args=2 imm=None flags=Twin(ALL), cin=false faults=false ends=false;
     /// High half of the unsigned product.
     Umulh "umulh" dst=true args=2 imm=None flags=None, cin=false faults=false ends=false;
     /// High half of the signed product.
@@ -435,7 +435,7 @@ ops! {
     /// Trailing zeros.
     Tzcnt "tzcnt" dst=true args=1 imm=None flags=TwinMaybe, cin=false faults=false ends=false;
     /// Set bits.
-    Popcnt "popcnt" dst=true args=1 imm=None flags=TwinMaybe, cin=false faults=false ends=false;
+    Popcnt "popcnt" dst=true args=1 imm=None flags=Twin(ALL), cin=false faults=false ends=false;
     /// Bytes reversed.
     Bswap "bswap" dst=true args=1 imm=None flags=None, cin=false faults=false ends=false;
     /// dst = !a & b

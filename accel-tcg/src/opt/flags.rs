@@ -3,34 +3,62 @@
 //! One walk backward. Flags are live at the block's end and wherever a fault may push them.
 
 use crate::ir::op::flag;
-use crate::ir::{Attr, Block, FlagsForm, Opcode};
+use crate::ir::{Attr, Block, FlagsForm, Op, Opcode, Ty};
+
+/// Whether the operation is a shift that surely writes every flag: by a constant that is not zero.
+fn shifts(b: &Block, o: &Op) -> bool {
+    let mask = if o.ty == Ty::I64 { 63 } else { 31 };
+    matches!(o.op, Opcode::Shl | Opcode::Shr | Opcode::Sar)
+        && o.attr.flags()
+        && b.const_value(o.b).is_some_and(|n| n & mask != 0)
+}
+
+/// The flags that live before an operation, from those that live after it.
+fn before(b: &Block, o: &Op, after: u32) -> u32 {
+    let info = o.op.info();
+    let after = if info.ends { flag::ALL } else { after };
+    let live = if shifts(b, o) { 0 } else { after & !o.flags_killed() | o.flags_read() };
+    if info.faults || info.ends { flag::ALL } else { live }
+}
+
+/// For each operation the flags that somebody may see after it before they are overwritten.
+pub fn live_after(b: &Block, out: &mut Vec<u32>) {
+    out.clear();
+    out.resize(b.ops.len(), flag::ALL);
+    let mut live = flag::ALL;
+    for (at, o) in b.ops.iter().enumerate().rev() {
+        out[at] = live;
+        live = before(b, o, live);
+    }
+}
 
 /// Runs the pass.
 pub fn run(b: &mut Block) {
     let mut live = flag::ALL;
-    let mut dead = Vec::new();
-    for (at, o) in b.ops.iter_mut().enumerate().rev() {
-        let info = o.op.info();
+    let mut dead = false;
+    for at in (0..b.ops.len()).rev() {
+        let mut o = b.ops[at];
         if o.attr.flags() {
-            let writes = match info.flags {
+            let writes = match o.op.info().flags {
                 FlagsForm::Twin(m) => m,
                 _ => flag::ALL,
             };
             if writes & live == 0 {
                 o.attr = Attr(o.attr.0 & !Attr::FLAGS);
+                b.ops[at] = o;
                 if matches!(o.op, Opcode::Cmp | Opcode::Test | Opcode::Bt) {
-                    dead.push(at);
+                    // Marked for removal: it does nothing any more.
+                    b.ops[at].op = Opcode::Cmp;
+                    b.ops[at].imm = u32::MAX;
+                    dead = true;
                     continue;
                 }
             }
         }
-        live = live & !o.flags_killed() | o.flags_read();
-        if info.faults || info.ends {
-            live = flag::ALL;
-        }
+        live = before(b, &o, live);
     }
-    for at in dead {
-        b.ops.remove(at);
+    if dead {
+        b.ops.retain(|o| o.imm != u32::MAX || o.op != Opcode::Cmp);
     }
 }
 

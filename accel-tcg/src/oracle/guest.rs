@@ -3,7 +3,7 @@ use super::generate::Width;
 use super::{CODE, CODE_BYTES, DATA, FpImage, Outcome, Trap};
 use crate::env::Cpu;
 use crate::testbed::{TestBed, enter_long_mode};
-use crate::vcpu::InterpVcpu;
+use crate::vcpu::SoftVcpu;
 use anura_accel::{Budget, Vcpu, VcpuExit};
 use anura_vmcore::CpuSignal;
 use anura_x86::desc::Descriptor;
@@ -28,7 +28,7 @@ const USER_DATA: u16 = 0x2b;
 /// The machine and its processor.
 pub struct Guest {
     bed: TestBed,
-    vcpu: InterpVcpu,
+    vcpu: SoftVcpu,
     /// Control registers and segments at the start of each case.
     start: Box<anura_x86::CpuState>,
 }
@@ -62,7 +62,7 @@ impl Guest {
         if !thunks {
             shared.code.forbid_thunks();
         }
-        let mut vcpu = InterpVcpu::new(shared, 0, CpuSignal::new());
+        let mut vcpu = SoftVcpu::new(shared, 0, CpuSignal::new());
         let cpu = vcpu.cpu();
         enter_long_mode(cpu, ROOT, 3);
         let e = &mut cpu.env;

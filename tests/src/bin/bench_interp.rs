@@ -7,7 +7,7 @@
 
 use anura_accel::{Budget, Vcpu};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
-use anura_accel_tcg::vcpu::InterpVcpu;
+use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -35,7 +35,7 @@ fn measure(name: &str, code: &[u8]) -> f64 {
         bed.map_page(root, &mut next, at, at | 7);
     }
     bed.ram.write(0x1_0000, code);
-    let mut vcpu = InterpVcpu::new(bed.shared(), 0, CpuSignal::new());
+    let mut vcpu = SoftVcpu::new(bed.shared(), 0, CpuSignal::new());
     enter_long_mode(vcpu.cpu(), root, 3);
     let env = &mut vcpu.cpu().env;
     env.rip = 0x1_0000;

@@ -1,0 +1,386 @@
+//! The translated blocks of one processor: found by place, linked to each other, dropped when their bytes change.
+//!
+//! A block is known by the host address of its first byte (which stands for the physical address), its RIP and the
+//! mode key. Only the processor's own thread uses this, and only outside of translated code.
+
+use super::arena::{Arena, Part};
+use super::emit::{Emit, Exit, Helper, Loc, Options, Output, Recipe, Site, Step, To};
+use super::home::Home;
+use super::stubs::{self, Stubs};
+use crate::cache::AddressHasher;
+use crate::env::Cpu;
+use crate::interp::thunk;
+use crate::ir::Block as Ir;
+use anura_memory::RamBlock;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
+type Key = (usize, u64, u32);
+
+/// A page of RAM that blocks were made from: host address, block and offset.
+pub(crate) type Source = (usize, Arc<RamBlock>, u64);
+
+/// A translated block.
+pub(crate) struct Block {
+    /// Host address of its code.
+    pub entry: u64,
+    pub rip: u64,
+    pub key: u32,
+    /// Host address of the guest's bytes.
+    pub host: usize,
+    /// The same of the second page's, for a block that crosses.
+    pub second: Option<usize>,
+    /// Bytes and instructions.
+    pub len: u32,
+    pub n: u8,
+    cold: u32,
+    sites: Box<[Site]>,
+    offsets: Box<[u8]>,
+    // Held for the code, which has their addresses.
+    _helpers: Vec<Box<Helper>>,
+    _steps: Vec<Box<Step>>,
+    /// Slots that lead here; bit 0 set for those with an epoch.
+    preds: Vec<u32>,
+}
+
+impl Block {
+    /// RIP of an instruction.
+    fn rip_of(&self, insn: u8) -> u64 {
+        let off: u64 = self.offsets[..usize::from(insn)].iter().map(|l| u64::from(*l)).sum();
+        let rip = self.rip.wrapping_add(off);
+        if self.key & crate::mode::key::L64 != 0 { rip } else { rip & 0xffff_ffff }
+    }
+}
+
+struct Page {
+    blocks: Vec<u32>,
+    ram: Arc<RamBlock>,
+    offset: u64,
+}
+
+/// What `info jit` shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub blocks: u64,
+    pub instructions: u64,
+    pub guest_bytes: u64,
+    pub flushes: u64,
+    pub invalidated: u64,
+    pub links: u64,
+    pub lookups: u64,
+    pub bails: u64,
+    pub steps: u64,
+    pub time: Duration,
+}
+
+/// A processor's translations.
+pub(crate) struct Jit {
+    arena: Arena,
+    stubs: Stubs,
+    stub_bytes: usize,
+    pub options: Options,
+    blocks: Vec<Option<Box<Block>>>,
+    index: HashMap<Key, u32, Hasher>,
+    pages: HashMap<usize, Page, Hasher>,
+    by_cold: BTreeMap<u32, u32>,
+    pub counts: Counts,
+    /// Generation of the interpreter's cache, whose functions blocks refer to.
+    pub generation: u64,
+}
+
+// SAFETY: blocks hold the interpreter's code for single instructions, whose pointers lead into itself; all of it is
+// used by the thread that runs the processor.
+unsafe impl Send for Jit {}
+
+impl Jit {
+    /// With `size` bytes for code; fails where the host forbids generated code.
+    pub fn new(size: usize, counted: bool, smp: bool) -> std::io::Result<Jit> {
+        let mut arena = Arena::new(size)?;
+        #[cfg(target_arch = "x86_64")]
+        let (avx, bmi) = (
+            std::arch::is_x86_feature_detected!("avx"),
+            std::arch::is_x86_feature_detected!("bmi1")
+                && std::arch::is_x86_feature_detected!("bmi2")
+                && std::arch::is_x86_feature_detected!("lzcnt"),
+        );
+        #[cfg(not(target_arch = "x86_64"))]
+        let (avx, bmi) = (false, false);
+        let (bytes, stubs) = stubs::write(avx);
+        arena.add(Part::Hot, &bytes);
+        Ok(Jit {
+            stub_bytes: arena.used()[0],
+            arena,
+            stubs,
+            options: Options { counted, bmi, smp },
+            blocks: Vec::new(),
+            index: HashMap::default(),
+            pages: HashMap::default(),
+            by_cold: BTreeMap::new(),
+            counts: Counts::default(),
+            generation: 0,
+        })
+    }
+
+    /// The block at a place.
+    #[inline]
+    pub fn find(&self, host: usize, rip: u64, key: u32) -> Option<u32> {
+        self.index.get(&(host, rip, key)).copied()
+    }
+
+    /// A block by number.
+    #[inline]
+    pub fn block(&self, id: u32) -> Option<&Block> {
+        self.blocks.get(id as usize).and_then(|b| b.as_deref())
+    }
+
+    /// Whether a block might not fit any more.
+    pub fn full(&self) -> bool {
+        !(self.arena.fits(Part::Hot, 96 << 10)
+            && self.arena.fits(Part::Cold, 96 << 10)
+            && self.arena.fits(Part::Slots, 4096))
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self, home: &mut Home) {
+        for page in self.pages.values() {
+            page.ram.tracker().clear_code(page.offset);
+        }
+        self.pages.clear();
+        self.index.clear();
+        self.blocks.clear();
+        self.by_cold.clear();
+        self.arena.clear(self.stub_bytes);
+        home.forget_jumps();
+        self.counts.flushes += 1;
+    }
+
+    /// Writes a block and makes it known. `sources`: the pages that its bytes come from.
+    pub fn add(
+        &mut self,
+        ir: &Ir,
+        key: u32,
+        second: Option<usize>,
+        sources: &[Source],
+        functions: Option<&mut thunk::Arena>,
+    ) -> u32 {
+        let out = Emit::block(ir, second.is_some(), self.options, &self.stubs, functions);
+        let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
+        let slots = self.arena.next(Part::Slots);
+        let Output { hot: mut h, cold: mut c, fixes, sites, exits, helpers, steps } = out;
+        for f in &fixes {
+            let (base, buf) = if f.cold { (cold, &mut c.bytes) } else { (hot, &mut h.bytes) };
+            let to = match f.to {
+                To::Hot(n) => hot + n as usize,
+                To::Cold(n) => cold + n as usize,
+                To::Stub(s) => self.stubs.at(s) as usize,
+                To::Slot(n) => slots + n as usize * 16,
+                To::Slot2(n) => slots + n as usize * 16 + 8,
+                To::SlotNumber(..) => 0,
+            };
+            let at = f.at as usize;
+            let value = match f.to {
+                To::SlotNumber(n, code) => (slots + n as usize * 16) as u32 | code,
+                _ => (to as i64 - (base + at + 4) as i64) as u32,
+            };
+            buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        self.arena.add(Part::Hot, &h.bytes);
+        self.arena.add(Part::Cold, &c.bytes);
+        let mut words = Vec::with_capacity(exits.len() * 16);
+        for e in &exits {
+            let Exit { unlinked, far } = *e;
+            let unlinked = self.arena.address(cold + unlinked as usize);
+            words.extend_from_slice(&unlinked.to_le_bytes());
+            words.extend_from_slice(&if far { u64::MAX } else { unlinked }.to_le_bytes());
+        }
+        self.arena.add(Part::Slots, &words);
+        let id = self.blocks.len() as u32;
+        self.counts.blocks += 1;
+        self.counts.instructions += ir.insns.len() as u64;
+        self.counts.guest_bytes += u64::from(ir.len());
+        self.counts.steps += steps.len() as u64;
+        let block = Block {
+            entry: self.arena.address(hot),
+            rip: ir.va,
+            key,
+            host: ir.pa as usize,
+            second,
+            len: ir.len(),
+            n: ir.insns.len() as u8,
+            cold: cold as u32,
+            sites: sites.into_boxed_slice(),
+            offsets: ir.insns.iter().map(|i| i.len).collect(),
+            _helpers: helpers,
+            _steps: steps,
+            preds: Vec::new(),
+        };
+        if !c.bytes.is_empty() {
+            self.by_cold.insert(cold as u32, id);
+        }
+        self.index.insert((block.host, block.rip, key), id);
+        for (page, ram, offset) in sources {
+            self.pages
+                .entry(*page)
+                .or_insert_with(|| Page { blocks: Vec::new(), ram: ram.clone(), offset: *offset })
+                .blocks
+                .push(id);
+        }
+        self.blocks.push(Some(Box::new(block)));
+        id
+    }
+
+    /// Lets the slot of an exit lead to a block from now on; `epoch` for a slot that is guarded.
+    pub fn link(&mut self, slot: u32, epoch: Option<u64>, id: u32) {
+        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return };
+        self.arena.set_slot(slot as usize, b.entry);
+        if let Some(e) = epoch {
+            self.arena.set_slot(slot as usize + 8, e);
+        }
+        b.preds.push(slot | u32::from(epoch.is_some()));
+        self.counts.links += 1;
+    }
+
+    /// Drops the blocks made from these bytes; whether there were any.
+    pub fn invalidate(&mut self, home: &mut Home, host: usize, len: usize) -> bool {
+        let end = host + len.max(1);
+        let mut page = host & !0xfff;
+        let mut any = false;
+        while page < end {
+            any |= self.invalidate_page(home, page, host, end);
+            page += 0x1000;
+        }
+        any
+    }
+
+    fn invalidate_page(&mut self, home: &mut Home, page: usize, from: usize, end: usize) -> bool {
+        let Some(p) = self.pages.get_mut(&page) else { return false };
+        let blocks = &self.blocks;
+        let mut gone = Vec::new();
+        p.blocks.retain(|id| {
+            let Some(b) = blocks[*id as usize].as_deref() else { return false };
+            let len = b.len as usize;
+            let hit = match b.second {
+                Some(second) => {
+                    let first = 0x1000 - (b.host & 0xfff);
+                    let rest = len - first.min(len);
+                    (b.host < end && from < b.host + first) || (second < end && from < second + rest)
+                }
+                None => b.host < end && from < b.host + len,
+            };
+            if hit {
+                gone.push(*id);
+            }
+            !hit
+        });
+        for id in &gone {
+            let Some(b) = self.blocks[*id as usize].take() else { continue };
+            self.counts.invalidated += 1;
+            for slot in &b.preds {
+                self.unlink(*slot, b.entry);
+            }
+            if self.index.get(&(b.host, b.rip, b.key)) == Some(id) {
+                self.index.remove(&(b.host, b.rip, b.key));
+            }
+            self.by_cold.remove(&b.cold);
+            let j = &mut home.jumps()[Home::jump_index(b.rip)];
+            if j.code == b.entry {
+                j.tag = 0;
+            }
+        }
+        let empty = self.pages.get(&page).is_some_and(|p| p.blocks.is_empty());
+        if empty {
+            self.pages.remove(&page);
+        }
+        !gone.is_empty()
+    }
+
+    fn unlink(&self, slot: u32, entry: u64) {
+        let at = (slot & !1) as usize;
+        if self.arena.slot(at) != entry {
+            return;
+        }
+        if slot & 1 != 0 {
+            self.arena.set_slot(at + 8, u64::MAX);
+        } else {
+            self.arena.set_slot(at, self.arena.slot(at + 8));
+        }
+    }
+
+    /// Marks the bytes of a page that blocks were made from.
+    pub fn remark(&self, page: usize) {
+        let Some(p) = self.pages.get(&page) else { return };
+        for id in &p.blocks {
+            let Some(b) = self.block(*id) else { continue };
+            let len = b.len as usize;
+            let (at, len) = if b.host & !0xfff == page {
+                (b.host - page, len.min(0x1000 - (b.host - page)))
+            } else {
+                (0, len - (0x1000 - (b.host & 0xfff)).min(len))
+            };
+            p.ram.tracker().mark_code(p.offset + at as u64, (len as u64).max(1));
+        }
+    }
+
+    /// Takes all marks off a page.
+    pub fn unmark(&self, page: usize) {
+        if let Some(p) = self.pages.get(&page) {
+            p.ram.tracker().clear_code(p.offset);
+        }
+    }
+
+    /// Runs from a block until something leaves; the exit code with its argument is in the environment.
+    #[inline]
+    pub fn enter(&self, home: &mut Home, entry: u64) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let p = home.pointer();
+            let enter = self.arena.address(self.stubs.enter);
+            // SAFETY: the stub was written by us as a function of this type; the block's code keeps to its contract,
+            // and no reference to the processor is alive while it runs.
+            unsafe {
+                let enter: unsafe extern "sysv64" fn(*mut Cpu, u64) = std::mem::transmute(enter);
+                enter(p, entry);
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (home, entry);
+    }
+
+    /// After an exit in the middle of a block: brings flags and RIP to the instruction's start. Returns how many
+    /// instructions the block has, and how many ran.
+    pub fn settle(&mut self, cpu: &mut Cpu) -> Option<(u8, u8)> {
+        self.counts.bails += 1;
+        let at = self.arena.offset(cpu.env.jit.site) as u32;
+        let (_, id) = self.by_cold.range(..=at).next_back()?;
+        let b = self.block(*id)?;
+        let ret = at - b.cold;
+        let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
+        let site = b.sites[n];
+        apply(cpu, site.recipe);
+        cpu.env.rip = b.rip_of(site.insn);
+        Some((b.n, site.insn))
+    }
+
+    /// Bytes of code and data, and blocks that live.
+    pub fn sizes(&self) -> ([usize; 3], usize) {
+        (self.arena.used(), self.index.len())
+    }
+}
+
+/// Brings the flags that a site has noted into the environment.
+fn apply(cpu: &mut Cpu, r: Recipe) {
+    if r.op == Recipe::NOTHING {
+        return;
+    }
+    let env = &mut cpu.env;
+    let value = |env: &crate::env::Env, l: Loc, old: u64| match l {
+        Loc::Env => old,
+        Loc::Gpr(n) => env.gpr[usize::from(n & 15)],
+        Loc::Imm(v) => i64::from(v) as u64,
+    };
+    env.cc_a = value(env, r.a, env.cc_a);
+    env.cc_b = value(env, r.b, env.cc_b);
+    env.cc_op = r.op;
+}

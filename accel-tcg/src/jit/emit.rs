@@ -1,0 +1,843 @@
+//! T1: one pass over a block's IR that writes host code.
+//!
+//! Guest registers live in host registers of the same number, but RSP in r15, and R9, R10, R11 and R15, which stay in
+//! the environment. r9 and r10 are scratch, r11 holds the TLB's current view, rsp the environment. Operations of one
+//! guest instruction pass values in temporaries, which are held in scratch registers, folded into addresses, or left
+//! in memory until somebody wants them.
+//!
+//! A guest instruction that this module cannot write is run by the interpreter, through a call.
+
+pub(super) use access::{STACK, WRITE};
+
+mod access;
+mod flags;
+mod ops;
+
+use super::asm::{Buf, Mem, Reg, Rm, reg};
+use super::stubs::{Stub, Stubs};
+use crate::env::{Env, JitEnv};
+use crate::helpers::HelperArgs;
+use crate::interp::lower::lower;
+use crate::interp::t0::{Code, Site as HelpSite};
+use crate::interp::thunk;
+use crate::ir::{Block, Help, Insn, Op, Opcode, Ref, Ty};
+use crate::mode::key;
+use crate::opt;
+use flags::Fl;
+pub(super) use flags::{Loc, Recipe};
+use std::mem::offset_of;
+
+/// Displacements from the environment.
+pub(super) mod at {
+    use super::*;
+    pub const fn gpr(n: u8) -> i32 {
+        n as i32 * 8
+    }
+    pub const fn temp(n: u16) -> i32 {
+        offset_of!(Env, temps) as i32 + (n as i32 & 63) * 8
+    }
+    pub const fn seg_base(n: u8) -> i32 {
+        (offset_of!(Env, seg) + n as usize * size_of::<anura_x86::Segment>()) as i32
+    }
+    pub const fn seg_sel(n: u8) -> i32 {
+        seg_base(n) + offset_of!(anura_x86::Segment, selector) as i32
+    }
+    pub const RIP: i32 = offset_of!(Env, rip) as i32;
+    pub const CC_OP: i32 = offset_of!(Env, cc_op) as i32;
+    pub const CC_A: i32 = offset_of!(Env, cc_a) as i32;
+    pub const CC_B: i32 = offset_of!(Env, cc_b) as i32;
+    pub const CC_C: i32 = offset_of!(Env, cc_c) as i32;
+    pub const FPU: i32 = offset_of!(Env, fpu) as i32;
+    const JIT: usize = offset_of!(Env, jit);
+    pub const HOST_RSP: i32 = (JIT + offset_of!(JitEnv, host_rsp)) as i32;
+    pub const TLB: i32 = (JIT + offset_of!(JitEnv, tlb)) as i32;
+    pub const POLL: i32 = (JIT + offset_of!(JitEnv, poll)) as i32;
+    pub const BUDGET: i32 = (JIT + offset_of!(JitEnv, budget)) as i32;
+    pub const EXIT: i32 = (JIT + offset_of!(JitEnv, exit)) as i32;
+    pub const SITE: i32 = (JIT + offset_of!(JitEnv, site)) as i32;
+    pub const TAG: i32 = (JIT + offset_of!(JitEnv, tag)) as i32;
+    pub const EPOCH: i32 = (JIT + offset_of!(JitEnv, epoch)) as i32;
+    pub const ARGS: i32 = (JIT + offset_of!(JitEnv, args)) as i32;
+    pub const LIVE: i32 = (JIT + offset_of!(JitEnv, live)) as i32;
+    pub const MXCSR_HOST: i32 = (JIT + offset_of!(JitEnv, mxcsr_host)) as i32;
+}
+
+/// Exit codes, in the low three bits of what leaves.
+pub(crate) mod code {
+    /// RIP is set; somebody wants attention.
+    pub const POLL: u32 = 0;
+    /// RIP is set; find the block.
+    pub const LOOKUP: u32 = 1;
+    /// RIP is set; find the block and let the slot lead to it.
+    pub const LINK: u32 = 2;
+    /// The same for a slot with an epoch.
+    pub const LINK_FAR: u32 = 3;
+    /// The instruction at the site is to be run by the interpreter.
+    pub const BAIL: u32 = 4;
+    /// A helper or an interpreted instruction ended the block.
+    pub const LEFT: u32 = 5;
+}
+
+/// Where a branch of the emitted code leads.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum To {
+    Hot(u32),
+    Cold(u32),
+    Stub(Stub),
+    /// A slot's first word.
+    Slot(u32),
+    /// Its second.
+    Slot2(u32),
+    /// The slot's offset with an exit code, as an immediate.
+    SlotNumber(u32, u32),
+}
+
+/// A displacement to be filled in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fix {
+    pub cold: bool,
+    pub at: u32,
+    pub to: To,
+}
+
+/// A place where the block can be left in the middle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Site {
+    /// Offset of the return address in the block's cold part.
+    pub ret: u32,
+    pub insn: u8,
+    pub recipe: Recipe,
+}
+
+/// A direct exit.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Exit {
+    /// Offset of the code behind an unlinked slot, in the cold part.
+    pub unlinked: u32,
+    /// Guarded by an epoch.
+    pub far: bool,
+}
+
+/// A helper call's constants.
+pub(super) struct Helper {
+    pub site: HelpSite,
+    pub insn: u8,
+    /// Instructions of the block.
+    pub n: u8,
+    pub stack: bool,
+    /// Which of the three operands the code stores.
+    pub args: u8,
+    pub next: u64,
+}
+
+/// An instruction for the interpreter.
+pub(super) struct Step {
+    pub code: Box<Code>,
+    pub insn: u8,
+    /// Instructions of the block.
+    pub n: u8,
+    pub next: u64,
+    /// The block ends with it.
+    pub ends: bool,
+}
+
+/// What is written for a block.
+#[derive(Default)]
+pub(super) struct Output {
+    pub hot: Buf,
+    pub cold: Buf,
+    pub fixes: Vec<Fix>,
+    pub sites: Vec<Site>,
+    pub exits: Vec<Exit>,
+    // Boxed, because code has their addresses.
+    #[allow(clippy::vec_box)]
+    pub helpers: Vec<Box<Helper>>,
+    #[allow(clippy::vec_box)]
+    pub steps: Vec<Box<Step>>,
+}
+
+/// What the host and the machine are like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Options {
+    /// Instructions are counted.
+    pub counted: bool,
+    /// The host has BMI1, BMI2 and LZCNT.
+    pub bmi: bool,
+    /// More than one processor: locked operations must be.
+    pub smp: bool,
+}
+
+/// An address that has been computed nowhere yet.
+#[derive(Clone, Copy, Debug)]
+struct Parts {
+    a: Ref,
+    b: Ref,
+    c: Ref,
+    scale: u8,
+    disp: i64,
+}
+
+/// Where a temporary's value is.
+#[derive(Clone, Copy, Debug)]
+enum Temp {
+    Nothing,
+    /// A scratch register.
+    Reg(Reg),
+    /// Its place in the environment.
+    Spilled,
+    /// Memory at r10 + r9, of this type.
+    Pending(Ty),
+    Address(Parts),
+}
+
+/// Who holds a scratch register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Free,
+    Temp(u16),
+    /// The running operation.
+    Op,
+}
+
+const SCRATCH: [Reg; 2] = [reg::R9, reg::R10];
+
+/// The access at the address that has just been checked.
+const CHECKED: Mem = Mem { base: reg::R10, index: Some((reg::R9, 0)), disp: 0 };
+
+pub(super) struct Emit<'a> {
+    b: &'a Block,
+    options: Options,
+    stubs: &'a Stubs,
+    out: Output,
+    fl: Fl,
+    /// Status flags that the host's register has as the guest's.
+    host: u32,
+    live: Vec<u32>,
+    temps: Vec<Temp>,
+    uses: Vec<u16>,
+    hold: [Hold; 2],
+    /// Scratch registers that the running operation reads.
+    locked: [bool; 2],
+    insn: u8,
+    crosses: bool,
+    arena: Option<&'a mut thunk::Arena>,
+}
+
+/// The host register of a guest register, if it has one.
+pub(super) const fn pinned(n: u8) -> Option<Reg> {
+    match n {
+        4 => Some(reg::R15),
+        9 | 10 | 11 | 15 => None,
+        n => Some(n),
+    }
+}
+
+impl<'a> Emit<'a> {
+    /// Writes a block. `crosses`: it has bytes of two pages.
+    pub fn block(
+        b: &'a Block,
+        crosses: bool,
+        options: Options,
+        stubs: &'a Stubs,
+        arena: Option<&'a mut thunk::Arena>,
+    ) -> Output {
+        let mut uses = vec![0u16; b.temps as usize];
+        for o in &b.ops {
+            for r in [o.a, o.b, o.c] {
+                if let Some(t) = r.as_temp() {
+                    uses[t as usize] += 1;
+                }
+            }
+        }
+        let mut live = Vec::new();
+        opt::flags::live_after(b, &mut live);
+        let mut e = Emit {
+            b,
+            options,
+            stubs,
+            out: Output::default(),
+            fl: Fl::Env { carry: None },
+            host: 0,
+            live,
+            temps: vec![Temp::Nothing; b.temps as usize],
+            uses,
+            hold: [Hold::Free; 2],
+            locked: [false; 2],
+            insn: 0,
+            crosses,
+            arena,
+        };
+        e.out.hot.bytes.reserve(b.ops.len() * 24 + 64);
+        e.out.cold.bytes.reserve(b.ops.len() * 16 + 64);
+        e.prologue();
+        let mut i = 0;
+        while i < b.ops.len() {
+            let insn = b.ops[i].insn;
+            let n = b.ops[i..].iter().take_while(|o| o.insn == insn).count();
+            e.insn = insn;
+            e.instruction(i, n);
+            i += n;
+        }
+        e.out
+    }
+
+    fn prologue(&mut self) {
+        if self.options.counted {
+            let n = self.b.insns.len() as i32;
+            let budget = Rm::Mem(Mem::env(at::BUDGET));
+            self.out.hot.alu_rm_i(super::asm::alu::SUB, Ty::I64, budget, n);
+            let j = self.out.hot.jcc(crate::ir::Cond::L);
+            self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+            self.out.cold.alu_rm_i(super::asm::alu::ADD, Ty::I64, budget, n);
+            self.leave_cold(self.b.va, code::POLL);
+        }
+    }
+
+    fn instruction(&mut self, first: usize, n: usize) {
+        let b = self.b;
+        let group = &b.ops[first..first + n];
+        if !self.supported(group) {
+            self.step(first, n);
+            return;
+        }
+        let mut i = 0;
+        while i < n {
+            let done = self.pattern(first + i, &group[i..]);
+            if done > 0 {
+                i += done;
+            } else {
+                self.op(first + i, &group[i]);
+                i += 1;
+            }
+            self.release();
+        }
+        self.forget_temps();
+    }
+
+    // ---- branches and sites ----
+
+    fn fix_hot(&mut self, at: usize, to: To) {
+        self.out.fixes.push(Fix { cold: false, at: at as u32, to });
+    }
+    fn fix_cold(&mut self, at: usize, to: To) {
+        self.out.fixes.push(Fix { cold: true, at: at as u32, to });
+    }
+
+    /// Cold code that leaves with RIP at `rip`.
+    fn leave_cold(&mut self, rip: u64, code: u32) {
+        self.out.cold.mov_imm(reg::R9, rip);
+        self.out.cold.mov_imm(reg::R10, code.into());
+        let j = self.out.cold.jmp();
+        self.fix_cold(j, To::Stub(Stub::Exit));
+    }
+
+    /// Notes that a call which has just been written to the cold part can leave the running instruction.
+    fn site(&mut self) {
+        let recipe = self.recipe();
+        let ret = self.out.cold.len() as u32;
+        self.out.sites.push(Site { ret, insn: self.insn, recipe });
+    }
+
+    /// Cold code that gives the running instruction to the interpreter; returns its offset.
+    fn bail(&mut self) -> u32 {
+        let at = self.out.cold.len() as u32;
+        let c = self.out.cold.call();
+        self.fix_cold(c, To::Stub(Stub::Bail));
+        self.site();
+        at
+    }
+
+    /// Jumps to where somebody else takes over if attention is wanted. Flags of the host are lost.
+    fn poll(&mut self, rip: u64) {
+        let hot = &mut self.out.hot;
+        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
+        hot.alu_rm_i(super::asm::alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
+        let j = hot.jcc(crate::ir::Cond::Nz);
+        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+        self.leave_cold(rip, code::POLL);
+    }
+
+    /// Leaves to a constant RIP.
+    fn exit_to(&mut self, target: u64) {
+        let b = self.b;
+        let linkable = b.key & (key::L64 | key::CS_FLAT) != 0;
+        if !linkable {
+            self.out.hot.mov_imm(reg::R9, target);
+            self.out.hot.mov_imm(reg::R10, code::LOOKUP.into());
+            let j = self.out.hot.jmp();
+            return self.fix_hot(j, To::Stub(Stub::Exit));
+        }
+        let far = (target ^ b.va) >> 12 != 0 || self.crosses;
+        let here = b.va.wrapping_add(b.insns.get(self.insn as usize).map_or(0, |i| i.off.into()));
+        if far || target <= here {
+            self.poll(target);
+        }
+        let slot = self.out.exits.len() as u32;
+        let unlinked = self.out.cold.len() as u32;
+        self.out.exits.push(Exit { unlinked, far });
+        if far {
+            let at = self.out.hot.load_slot(reg::R9);
+            self.fix_hot(at, To::Slot2(slot));
+            let epoch = at::EPOCH + if target >> 63 != 0 { 8 } else { 0 };
+            self.out.hot.alu_r_rm(super::asm::alu::CMP, Ty::I64, reg::R9, Rm::Mem(Mem::env(epoch)));
+            let j = self.out.hot.jcc(crate::ir::Cond::Nz);
+            self.fix_hot(j, To::Cold(unlinked));
+        }
+        let j = self.out.hot.jmp_slot();
+        self.fix_hot(j, To::Slot(slot));
+        self.out.cold.mov_imm(reg::R9, target);
+        self.out.cold.mov_imm(reg::R10, 1);
+        let imm = self.out.cold.len() - 4;
+        self.fix_cold(imm, To::SlotNumber(slot, if far { code::LINK_FAR } else { code::LINK }));
+        let j = self.out.cold.jmp();
+        self.fix_cold(j, To::Stub(Stub::Exit));
+    }
+
+    /// Leaves to the RIP in r9.
+    fn exit_indirect(&mut self) {
+        use super::asm::alu::*;
+        use super::asm::sh;
+        if self.b.key & (key::L64 | key::CS_FLAT) == 0 {
+            // The same RIP may be another place next time.
+            self.out.hot.mov_imm(reg::R10, code::LOOKUP.into());
+            let j = self.out.hot.jmp();
+            return self.fix_hot(j, To::Stub(Stub::Exit));
+        }
+        let hot = &mut self.out.hot;
+        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
+        hot.alu_rm_i(CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
+        let polled = hot.jcc(crate::ir::Cond::Nz);
+        hot.mov(reg::R10, reg::R9);
+        hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 12);
+        hot.alu_r_rm(XOR, Ty::I32, reg::R10, Rm::Reg(reg::R9));
+        hot.alu_rm_i(AND, Ty::I32, Rm::Reg(reg::R10), super::home::JUMPS as i32 - 1);
+        hot.shift_i(sh::SHL, Ty::I32, Rm::Reg(reg::R10), 5);
+        let entry = |n: i32| {
+            Rm::Mem(Mem { base: reg::RSP, index: Some((reg::R10, 0)), disp: super::home::JUMPS_AT + n })
+        };
+        hot.alu_r_rm(CMP, Ty::I64, reg::R9, entry(0));
+        let missed = hot.jcc(crate::ir::Cond::Nz);
+        hot.mov_r_rm(Ty::I64, reg::R9, entry(8));
+        let tag = at::TAG + if self.b.va >> 63 != 0 { 8 } else { 0 };
+        hot.alu_r_rm(CMP, Ty::I64, reg::R9, Rm::Mem(Mem::env(tag)));
+        let old = hot.jcc(crate::ir::Cond::Nz);
+        hot.jmp_rm(entry(16));
+        let cold = &mut self.out.cold;
+        let at_polled = cold.len() as u32;
+        cold.mov_imm(reg::R10, code::POLL.into());
+        let j1 = cold.jmp();
+        let at_old = cold.len() as u32;
+        cold.mov_r_rm(Ty::I64, reg::R9, entry(0));
+        let at_missed = cold.len() as u32;
+        cold.mov_imm(reg::R10, code::LOOKUP.into());
+        let j2 = cold.jmp();
+        self.fix_hot(polled, To::Cold(at_polled));
+        self.fix_hot(missed, To::Cold(at_missed));
+        self.fix_hot(old, To::Cold(at_old));
+        self.fix_cold(j1, To::Stub(Stub::Exit));
+        self.fix_cold(j2, To::Stub(Stub::Exit));
+    }
+
+    // ---- calls ----
+
+    /// Lets the interpreter run the instruction whose operations are these.
+    fn step(&mut self, first: usize, n: usize) {
+        let b = self.b;
+        self.forget_temps();
+        self.materialize();
+        let insn = b.insns.get(self.insn as usize).copied().unwrap_or_default();
+        let next = self.rip_after(insn);
+        let ends = b.ops[first + n - 1].op.info().ends;
+        let code = single(b, first, n, insn, next, self.arena.as_deref_mut());
+        let step = Box::new(Step { code, insn: self.insn, n: b.insns.len() as u8, next, ends });
+        let p: *const Step = &raw const *step;
+        self.out.steps.push(step);
+        self.out.hot.mov_imm(reg::R10, p as u64);
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(Stub::Step));
+        self.fl = Fl::Env { carry: None };
+        self.host = 0;
+    }
+
+    fn rip_after(&self, insn: Insn) -> u64 {
+        let rip = self.b.va.wrapping_add(insn.off.into()).wrapping_add(insn.len.into());
+        if self.b.key & key::L64 != 0 { rip } else { rip & 0xffff_ffff }
+    }
+
+    fn helper(&mut self, o: &Op) {
+        let b = self.b;
+        let c = &b.calls[o.imm as usize];
+        let insn = b.insns.get(self.insn as usize).copied().unwrap_or_default();
+        let mask = if b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
+        let rip = b.va.wrapping_add(insn.off.into()) & mask;
+        let next = rip.wrapping_add(insn.len.into()) & mask;
+        let mut args = 0;
+        for (n, r) in [o.a, o.b, o.c].into_iter().enumerate() {
+            if r == Ref::NONE {
+                continue;
+            }
+            args |= 1 << n;
+            let to = Mem::env(at::ARGS + n as i32 * 8);
+            match self.imm(r, Ty::I64) {
+                Some(v) => self.out.hot.mov_m_i(Ty::I64, to, v),
+                None => {
+                    let s = self.reg(r, Ty::I64);
+                    self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(to), s);
+                }
+            }
+            self.release();
+        }
+        self.forget_temps();
+        self.materialize();
+        let help = Help::ALL.get(c.id as usize).copied().unwrap_or(Help::Serialize);
+        let constants = HelperArgs {
+            imm: c.imm,
+            next_rip: next,
+            reg: c.reg,
+            reg2: c.reg2,
+            size: c.size,
+            asize: c.asize,
+            rep: c.rep,
+            mem: c.mem,
+            ..HelperArgs::default()
+        };
+        let site = HelpSite { rip, help, run: crate::helpers::routine(help), args: constants };
+        let helper = Box::new(Helper { site, insn: self.insn, n: b.insns.len() as u8, stack: o.attr.stack(), args, next });
+        let p: *const Helper = &raw const *helper;
+        self.out.helpers.push(helper);
+        self.out.hot.mov_imm(reg::R10, p as u64);
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(Stub::Helper));
+        self.fl = Fl::Env { carry: None };
+        self.host = 0;
+    }
+
+    // ---- scratch registers and temporaries ----
+
+    /// A scratch register for the running operation.
+    fn scratch(&mut self) -> Reg {
+        if let Some(n) = self.hold.iter().position(|h| *h == Hold::Free) {
+            self.hold[n] = Hold::Op;
+            return SCRATCH[n];
+        }
+        let Some(n) = (0..2).find(|n| matches!(self.hold[*n], Hold::Temp(_)) && !self.locked[*n]) else {
+            unreachable!("no operation needs three scratch registers");
+        };
+        let Hold::Temp(t) = self.hold[n] else { unreachable!() };
+        if matches!(self.temps[t as usize], Temp::Pending(_)) {
+            self.fetch(t);
+            return self.scratch();
+        }
+        self.spill(t);
+        self.hold[n] = Hold::Op;
+        SCRATCH[n]
+    }
+
+    /// Loads a pending temporary, which frees r10.
+    fn fetch(&mut self, t: u16) {
+        if let Temp::Pending(ty) = self.temps[t as usize] {
+            self.out.hot.movzx(reg::R9, ty, Rm::Mem(CHECKED));
+            self.temps[t as usize] = Temp::Reg(reg::R9);
+            self.hold = [Hold::Temp(t), Hold::Free];
+        }
+    }
+
+    /// Moves a temporary from its register to the environment.
+    fn spill(&mut self, t: u16) {
+        self.fetch(t);
+        if let Temp::Reg(r) = self.temps[t as usize] {
+            if self.uses[t as usize] > 0 {
+                self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::temp(t))), r);
+                self.temps[t as usize] = Temp::Spilled;
+            }
+            if let Some(n) = SCRATCH.iter().position(|s| *s == r) {
+                self.hold[n] = Hold::Free;
+            }
+        }
+    }
+
+    /// The operation is over: its scratch registers and temporaries without further use are free.
+    fn release(&mut self) {
+        self.locked = [false; 2];
+        for n in 0..2 {
+            match self.hold[n] {
+                Hold::Op => self.hold[n] = Hold::Free,
+                Hold::Temp(t) if self.uses[t as usize] == 0 => self.hold[n] = Hold::Free,
+                _ => {}
+            }
+        }
+    }
+
+    fn forget_temps(&mut self) {
+        self.hold = [Hold::Free; 2];
+        self.locked = [false; 2];
+    }
+
+    fn used(&mut self, r: Ref) {
+        if let Some(t) = r.as_temp() {
+            self.uses[t as usize] = self.uses[t as usize].saturating_sub(1);
+        }
+    }
+
+    fn lock(&mut self, r: Reg) {
+        if let Some(n) = SCRATCH.iter().position(|s| *s == r) {
+            self.locked[n] = true;
+        }
+    }
+
+    /// The constant, if it is one that instructions can hold.
+    fn imm(&self, r: Ref, ty: Ty) -> Option<i32> {
+        let v = self.b.const_value(r)?;
+        Some(match ty {
+            Ty::I8 => i32::from(v as i8),
+            Ty::I16 => i32::from(v as i16),
+            Ty::I32 => v as i32,
+            Ty::I64 if i64::from(v as i32) == v as i64 => v as i32,
+            _ => return None,
+        })
+    }
+
+    /// Where a value can be read, in place if possible. Bits above the type may be anything.
+    fn rm(&mut self, r: Ref, ty: Ty) -> Rm {
+        if let Some(n) = r.as_gpr() {
+            return pinned(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg);
+        }
+        if let Some(n) = r.as_seg_base() {
+            return Rm::Mem(Mem::env(at::seg_base(n)));
+        }
+        if let Some(n) = r.as_seg_sel() {
+            return Rm::Mem(Mem::env(at::seg_sel(n)));
+        }
+        if let Some(t) = r.as_temp() {
+            self.used(r);
+            match self.temps[t as usize] {
+                Temp::Reg(s) => {
+                    self.lock(s);
+                    return Rm::Reg(s);
+                }
+                Temp::Spilled => return Rm::Mem(Mem::env(at::temp(t))),
+                Temp::Pending(_) => {
+                    if self.uses[t as usize] > 0 {
+                        self.fetch(t);
+                        self.lock(reg::R9);
+                        return Rm::Reg(reg::R9);
+                    }
+                    self.hold = [Hold::Op; 2];
+                    return Rm::Mem(CHECKED);
+                }
+                Temp::Address(p) => {
+                    let s = self.scratch();
+                    self.address_into(s, p, Ty::I64);
+                    self.temps[t as usize] = Temp::Reg(s);
+                    let n = usize::from(s == reg::R10);
+                    (self.hold[n], self.locked[n]) = (Hold::Temp(t), true);
+                    return Rm::Reg(s);
+                }
+                Temp::Nothing => {}
+            }
+        }
+        if let Some(n) = r.as_high() {
+            let s = self.scratch();
+            let h = pinned(n).unwrap_or(0);
+            self.rotate_copy(s, h, 8);
+            return Rm::Reg(s);
+        }
+        let v = self.b.const_value(r).unwrap_or(0);
+        let s = self.scratch();
+        self.out.hot.mov_imm(s, v & ty.mask());
+        Rm::Reg(s)
+    }
+
+    /// Copies a register, shifted right, without touching flags if the host can.
+    fn rotate_copy(&mut self, d: Reg, s: Reg, n: u8) {
+        if self.options.bmi {
+            self.out.hot.rorx(Ty::I64, d, s, n);
+        } else {
+            self.out.hot.mov(d, s);
+            self.out.hot.shift_i(super::asm::sh::SHR, Ty::I64, Rm::Reg(d), n);
+            self.host = 0;
+        }
+    }
+
+    /// A value in a register. Bits above the type may be anything.
+    fn reg(&mut self, r: Ref, ty: Ty) -> Reg {
+        match self.rm(r, ty) {
+            Rm::Reg(s) => s,
+            Rm::Mem(m) => {
+                let s = if m == CHECKED {
+                    reg::R9
+                } else {
+                    self.scratch()
+                };
+                self.out.hot.movzx(s, ty, Rm::Mem(m));
+                if m == CHECKED {
+                    self.hold = [Hold::Op, Hold::Free];
+                }
+                s
+            }
+        }
+    }
+
+    /// A copy of a value that may be changed.
+    fn copy(&mut self, r: Ref, ty: Ty) -> Reg {
+        if let Some(v) = self.b.const_value(r) {
+            let s = self.scratch();
+            self.out.hot.mov_imm(s, v & ty.mask());
+            return s;
+        }
+        if r == Ref::NONE {
+            let s = self.scratch();
+            self.out.hot.mov_imm(s, 0);
+            return s;
+        }
+        match self.rm(r, ty) {
+            Rm::Reg(s) if SCRATCH.contains(&s) && r.as_temp().is_none_or(|t| self.uses[t as usize] == 0) => {
+                let n = usize::from(s == reg::R10);
+                self.hold[n] = Hold::Op;
+                s
+            }
+            Rm::Reg(h) => {
+                let s = self.scratch();
+                self.out.hot.mov(s, h);
+                s
+            }
+            Rm::Mem(m) => {
+                if m == CHECKED {
+                    self.out.hot.movzx(reg::R9, ty, Rm::Mem(m));
+                    self.hold = [Hold::Op, Hold::Free];
+                    return reg::R9;
+                }
+                let s = self.scratch();
+                self.out.hot.movzx(s, ty, Rm::Mem(m));
+                s
+            }
+        }
+    }
+
+    /// To be called before an operation writes `dst`: rescues what still refers to its old value. `at` is the
+    /// operation's index; `kills` the flags that it overwrites.
+    fn before_write(&mut self, dst: Ref, index: usize, kills: u32) {
+        let n = match (dst.as_gpr(), dst.as_high()) {
+            (Some(n), _) | (_, Some(n)) => n,
+            _ => return,
+        };
+        if self.fl.uses(n) && self.live[index] & !kills != 0 {
+            self.materialize();
+        }
+        self.fl.forget(n);
+        let target = Ref::gpr(n);
+        for t in 0..self.temps.len() {
+            if let Temp::Address(p) = self.temps[t]
+                && self.uses[t] > 0
+                && [p.a, p.b, p.c].contains(&target)
+            {
+                let s = self.scratch();
+                self.address_into(s, p, Ty::I64);
+                self.temps[t] = Temp::Reg(s);
+                if let Some(k) = SCRATCH.iter().position(|x| *x == s) {
+                    self.hold[k] = Hold::Temp(t as u16);
+                }
+            }
+        }
+    }
+
+    /// Writes the low bits of a host register to a destination. The register is a scratch one or a guest's.
+    fn put(&mut self, dst: Ref, ty: Ty, s: Reg) {
+        if let Some(n) = dst.as_gpr() {
+            match pinned(n) {
+                Some(d) => {
+                    if d != s || ty == Ty::I32 {
+                        self.out.hot.mov_r_rm(ty, d, Rm::Reg(s));
+                    }
+                }
+                None => {
+                    let to = Rm::Mem(Mem::env(at::gpr(n)));
+                    if ty == Ty::I32 {
+                        let z = if SCRATCH.contains(&s) { s } else { self.scratch() };
+                        self.out.hot.mov_r_rm(Ty::I32, z, Rm::Reg(s));
+                        self.out.hot.mov_rm_r(Ty::I64, to, z);
+                    } else {
+                        self.out.hot.mov_rm_r(ty, to, s);
+                    }
+                }
+            }
+        } else if let Some(n) = dst.as_high() {
+            let d = pinned(n).unwrap_or(0);
+            if self.options.bmi {
+                self.out.hot.rorx(Ty::I64, d, d, 8);
+                self.out.hot.mov_r_rm(Ty::I8, d, Rm::Reg(s));
+                self.out.hot.rorx(Ty::I64, d, d, 56);
+            } else {
+                self.host = 0;
+                self.out.hot.shift_i(super::asm::sh::ROR, Ty::I64, Rm::Reg(d), 8);
+                self.out.hot.mov_r_rm(Ty::I8, d, Rm::Reg(s));
+                self.out.hot.shift_i(super::asm::sh::ROL, Ty::I64, Rm::Reg(d), 8);
+            }
+        } else if let Some(t) = dst.as_temp() {
+            self.define(t, s);
+        }
+    }
+
+    /// The temporary's value is in a host register now.
+    fn define(&mut self, t: u16, s: Reg) {
+        if self.uses[t as usize] == 0 {
+            return;
+        }
+        match SCRATCH.iter().position(|x| *x == s) {
+            Some(n) if !matches!(self.hold[n], Hold::Temp(other) if self.uses[other as usize] > 0) => {
+                self.hold[n] = Hold::Temp(t);
+                self.temps[t as usize] = Temp::Reg(s);
+            }
+            _ => {
+                let d = self.scratch();
+                self.out.hot.mov(d, s);
+                let n = SCRATCH.iter().position(|x| *x == d).unwrap_or(0);
+                self.hold[n] = Hold::Temp(t);
+                self.temps[t as usize] = Temp::Reg(d);
+            }
+        }
+    }
+}
+
+/// The operations of one instruction as a block of its own, for the interpreter.
+fn single(
+    b: &Block,
+    first: usize,
+    n: usize,
+    insn: Insn,
+    next: u64,
+    arena: Option<&mut thunk::Arena>,
+) -> Box<Code> {
+    let mut one = Block {
+        pa: b.pa + u64::from(insn.off),
+        va: b.va.wrapping_add(insn.off.into()),
+        key: b.key,
+        ops: b.ops[first..first + n].to_vec(),
+        pool: b.pool.clone(),
+        insns: vec![Insn { off: 0, len: insn.len }],
+        temps: b.temps,
+        ..Block::default()
+    };
+    if b.key & key::L64 == 0 {
+        one.va &= 0xffff_ffff;
+    }
+    for o in &mut one.ops {
+        o.insn = 0;
+        match o.op {
+            Opcode::Helper => {
+                one.calls.push(b.calls[o.imm as usize].clone());
+                o.imm = one.calls.len() as u32 - 1;
+            }
+            Opcode::X86 => {
+                one.opaques.push(b.opaques[o.imm as usize].clone());
+                o.imm = one.opaques.len() as u32 - 1;
+            }
+            _ => {}
+        }
+    }
+    if !one.ops.last().is_some_and(|o| o.op.info().ends) {
+        let a = one.constant(next);
+        one.ops.push(Op { a, ..Op::new(Opcode::Exit, Ty::I64) });
+    }
+    lower(&one, arena, b.key, None)
+}

@@ -1,0 +1,294 @@
+//! Memory: addresses, the inline look into the TLB, and the way out where it does not know.
+
+use super::super::asm::{Mem, Reg, Rm, alu, reg, sh};
+use super::super::stubs::Stub;
+use super::{CHECKED, Emit, Hold, Parts, Temp, To, at, pinned};
+use crate::ir::{Attr, Cond, Op, Ref, Ty};
+use crate::mmu::tlb::Entry;
+use crate::mode::key;
+use std::mem::offset_of;
+
+const _: () = assert!(size_of::<Entry>() == 32 && crate::mmu::tlb::ENTRIES == 1024);
+
+/// Set in what a slow access is told: it writes.
+pub(in super::super) const WRITE: u32 = 1 << 8;
+/// Set if the address was made with the stack segment.
+pub(in super::super) const STACK: u32 = 1 << 9;
+
+impl Emit<'_> {
+    pub(super) fn parts_of(&mut self, r: Ref) -> Parts {
+        if let Some(t) = r.as_temp()
+            && let Temp::Address(p) = self.temps[t as usize]
+        {
+            self.used(r);
+            return p;
+        }
+        Parts { a: r, b: Ref::NONE, c: Ref::NONE, scale: 0, disp: 0 }
+    }
+
+    /// EA: folded if it is a 64-bit address for a temporary.
+    pub(super) fn ea(&mut self, index: usize, o: &Op) {
+        let disp = i64::from(o.imm as i32);
+        let p = Parts { a: o.a, b: o.b, c: o.c, scale: o.attr.scale(), disp };
+        if let Some(t) = o.dst.as_temp()
+            && o.ty == Ty::I64
+            && [o.a, o.b, o.c].iter().all(|r| r.as_temp().is_none())
+        {
+            self.temps[t as usize] = Temp::Address(p);
+            return;
+        }
+        if o.dst.as_temp().is_some() {
+            let s = self.scratch();
+            self.address_into(s, p, o.ty);
+            return self.put(o.dst, Ty::I64, s);
+        }
+        // LEA: the offset alone, by the type's rules.
+        self.before_write(o.dst, index, 0);
+        match o.dst.as_gpr().and_then(pinned) {
+            Some(d) if o.ty != Ty::I16 && o.ty != Ty::I8 => self.address_into(d, p, o.ty),
+            _ => {
+                let s = self.scratch();
+                self.address_into(s, p, o.ty);
+                self.put(o.dst, o.ty, s);
+            }
+        }
+    }
+
+    /// Computes an address. The host's flags may be lost where there is a segment base.
+    pub(super) fn address_into(&mut self, d: Reg, p: Parts, ty: Ty) {
+        let wide = if ty == Ty::I64 { Ty::I64 } else { Ty::I32 };
+        let mut disp = p.disp;
+        let base = match self.b.const_value(p.a) {
+            Some(v) => {
+                disp = disp.wrapping_add(v as i64);
+                None
+            }
+            None if p.a == Ref::NONE => None,
+            None => Some(p.a),
+        };
+        let index = (p.b != Ref::NONE).then_some(p.b);
+        let fits = disp == i64::from(disp as i32);
+        match (base, index) {
+            (None, None) => {
+                let v = if wide == Ty::I32 { disp as u32 as u64 } else { disp as u64 };
+                self.out.hot.mov_imm(d, v);
+            }
+            (Some(a), None) => {
+                let a = self.address_reg(a, d);
+                if !fits {
+                    self.far_displacement(d, a, disp);
+                } else if disp == 0 && wide == Ty::I64 {
+                    self.out.hot.mov(d, a);
+                } else if disp == 0 {
+                    self.out.hot.mov_r_rm(Ty::I32, d, Rm::Reg(a));
+                } else {
+                    self.out.hot.lea(wide, d, Mem::base(a, disp as i32));
+                }
+            }
+            (base, Some(b)) => {
+                // One of the two may be loaded into `d` if that is a scratch register, the other needs its own.
+                let own = super::SCRATCH.contains(&d);
+                let spare = if own { d } else { self.scratch() };
+                let b = self.address_reg(b, spare);
+                let a = base.map(|r| {
+                    let avoid = if b == spare || !own { self.scratch() } else { d };
+                    let a = self.address_reg(r, avoid);
+                    if avoid != d {
+                        self.unscratch(avoid);
+                    }
+                    a
+                });
+                if !own {
+                    self.unscratch(spare);
+                }
+                if fits {
+                    let base = a.unwrap_or(Mem::NO_BASE);
+                    self.out.hot.lea(wide, d, Mem { base, index: Some((b, p.scale)), disp: disp as i32 });
+                } else {
+                    // Only constants are that far away, so there is no base.
+                    self.out.hot.mov(d, b);
+                    self.out.hot.shift_i(sh::SHL, Ty::I64, Rm::Reg(d), p.scale);
+                    self.far_displacement(d, d, disp);
+                }
+            }
+        }
+        self.address_end(d, p, ty);
+    }
+
+    /// `d = a + disp` for a displacement of more than 32 bits.
+    fn far_displacement(&mut self, d: Reg, a: Reg, disp: i64) {
+        self.host = 0;
+        if a != d {
+            self.out.hot.mov_imm(d, disp as u64);
+            self.out.hot.alu_r_rm(alu::ADD, Ty::I64, d, Rm::Reg(a));
+        } else {
+            let s = self.scratch();
+            self.out.hot.mov_imm(s, disp as u64);
+            self.out.hot.alu_r_rm(alu::ADD, Ty::I64, d, Rm::Reg(s));
+            self.unscratch(s);
+        }
+    }
+
+    fn address_end(&mut self, d: Reg, p: Parts, ty: Ty) {
+        if ty == Ty::I16 {
+            self.out.hot.movzx(d, Ty::I16, Rm::Reg(d));
+        }
+        if let Some(n) = p.c.as_seg_base() {
+            let l64 = self.b.key & key::L64 != 0;
+            let wide = if l64 { Ty::I64 } else { Ty::I32 };
+            self.out.hot.alu_r_rm(alu::ADD, wide, d, Rm::Mem(Mem::env(at::seg_base(n))));
+            self.host = 0;
+        }
+    }
+
+    /// A part of an address in a register: its own, or `d`.
+    fn address_reg(&mut self, r: Ref, d: Reg) -> Reg {
+        if let Some(n) = r.as_gpr() {
+            return match pinned(n) {
+                Some(h) => h,
+                None => {
+                    self.out.hot.mov_r_rm(Ty::I64, d, Rm::Mem(Mem::env(at::gpr(n))));
+                    d
+                }
+            };
+        }
+        match self.rm(r, Ty::I64) {
+            Rm::Reg(s) => s,
+            Rm::Mem(m) => {
+                self.out.hot.mov_r_rm(Ty::I64, d, Rm::Mem(m));
+                d
+            }
+        }
+    }
+
+    /// Translates the address `a` for an access of `len` bytes: afterwards it is at [`CHECKED`].
+    pub(super) fn check(&mut self, a: Ref, len: u32, write: bool, attr: Attr) {
+        let p = self.parts_of(a);
+        // Both scratch registers are needed.
+        for n in 0..2 {
+            if let Hold::Temp(t) = self.hold[n]
+                && a.as_temp() != Some(t)
+            {
+                self.spill(t);
+            }
+        }
+        let own = a.as_temp().and_then(|t| match self.temps[t as usize] {
+            Temp::Reg(s) => Some((t, s)),
+            _ => None,
+        });
+        match own {
+            Some((t, s)) => {
+                self.used(a);
+                if self.uses[t as usize] > 0 {
+                    // It is wanted again.
+                    self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::temp(t))), s);
+                    self.temps[t as usize] = Temp::Spilled;
+                }
+                self.hold = [Hold::Op; 2];
+                self.out.hot.mov(reg::R9, s);
+            }
+            None => {
+                self.hold = [Hold::Op, Hold::Free];
+                self.address_into(reg::R9, p, Ty::I64);
+                self.hold = [Hold::Op; 2];
+            }
+        }
+        let hot = &mut self.out.hot;
+        if self.options.bmi {
+            hot.rorx(Ty::I64, reg::R10, reg::R9, 7);
+        } else {
+            hot.mov(reg::R10, reg::R9);
+            hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 7);
+        }
+        hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(reg::R10), 0x7fe0);
+        let entry = |field: usize| Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 });
+        let tag = entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) });
+        hot.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
+        hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);
+        let j = hot.jcc(Cond::A);
+        hot.mov_r_rm(Ty::I64, reg::R10, entry(offset_of!(Entry, host)));
+        let back = hot.len() as u32;
+        self.host = 0;
+        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+        let cold = &mut self.out.cold;
+        cold.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
+        let what = len | if write { WRITE } else { 0 } | if attr.stack() { STACK } else { 0 };
+        cold.mov_imm(reg::R10, what.into());
+        let c = cold.call();
+        self.fix_cold(c, To::Stub(Stub::Slow));
+        self.site();
+        let j = self.out.cold.jmp();
+        self.fix_cold(j, To::Hot(back));
+        if attr.aligned() {
+            self.out.hot.test_rm_i(Ty::I8, Rm::Reg(reg::R9), len as i32 - 1);
+            let at = self.bail();
+            let j = self.out.hot.jcc(Cond::Nz);
+            self.fix_hot(j, To::Cold(at));
+        }
+    }
+
+    /// After [`Emit::check`]: the address in r9 alone, which frees r10.
+    pub(super) fn collapse(&mut self) -> Mem {
+        self.out.hot.lea(Ty::I64, reg::R9, CHECKED);
+        self.hold = [Hold::Op, Hold::Free];
+        Mem::base(reg::R9, 0)
+    }
+
+    pub(super) fn load(&mut self, index: usize, o: &Op) {
+        if o.dst.as_temp().is_none() {
+            self.before_write(o.dst, index, 0);
+        }
+        self.check(o.a, o.ty.bytes(), o.op == crate::ir::Opcode::LdW, o.attr);
+        if let Some(t) = o.dst.as_temp() {
+            if o.op == crate::ir::Opcode::LdW || self.uses[t as usize] != 1 {
+                self.out.hot.movzx(reg::R9, o.ty, Rm::Mem(CHECKED));
+                self.hold = [Hold::Temp(t), Hold::Free];
+                self.temps[t as usize] = Temp::Reg(reg::R9);
+            } else {
+                self.hold = [Hold::Temp(t); 2];
+                self.temps[t as usize] = Temp::Pending(o.ty);
+            }
+            return;
+        }
+        match o.dst.as_gpr().and_then(pinned) {
+            Some(d) => self.out.hot.mov_r_rm(o.ty, d, Rm::Mem(CHECKED)),
+            None => {
+                self.out.hot.movzx(reg::R9, o.ty, Rm::Mem(CHECKED));
+                self.hold = [Hold::Op, Hold::Free];
+                self.put(o.dst, o.ty, reg::R9);
+            }
+        }
+    }
+
+    pub(super) fn store(&mut self, o: &Op) {
+        if let Some(v) = self.imm(o.b, o.ty) {
+            self.check(o.a, o.ty.bytes(), true, o.attr);
+            self.out.hot.mov_m_i(o.ty, CHECKED, v);
+            return;
+        }
+        self.settle(o.b, o.ty);
+        self.check(o.a, o.ty.bytes(), true, o.attr);
+        match o.b.as_gpr().and_then(pinned) {
+            Some(s) => self.out.hot.mov_rm_r(o.ty, Rm::Mem(CHECKED), s),
+            None => {
+                let m = self.collapse();
+                let s = self.reg(o.b, o.ty);
+                self.out.hot.mov_rm_r(o.ty, Rm::Mem(m), s);
+            }
+        }
+    }
+
+    /// A value that will be wanted after a check: out of the scratch registers.
+    pub(super) fn settle(&mut self, r: Ref, ty: Ty) {
+        if let Some(t) = r.as_temp() {
+            if let Temp::Address(p) = self.temps[t as usize] {
+                let s = self.scratch();
+                self.address_into(s, p, ty);
+                self.temps[t as usize] = Temp::Reg(s);
+                let n = usize::from(s == reg::R10);
+                self.hold[n] = Hold::Temp(t);
+            }
+            self.fetch(t);
+        }
+    }
+}

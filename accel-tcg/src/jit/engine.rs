@@ -1,0 +1,119 @@
+//! The engine `-accel jit`.
+
+use super::blocks::Counts;
+use crate::env::VmShared;
+use crate::vcpu::{Interp, SoftVcpu};
+use anura_accel::{
+    AccelError, AccelVm, Accelerator, Capabilities, Unavailable, Vcpu, VmConfig, VmSpaces,
+};
+use anura_vmcore::CpuSignal;
+use parking_lot::Mutex;
+use std::sync::Arc;
+
+/// Bytes of code that all vCPUs together may hold, unless the user says otherwise.
+const CODE: usize = 128 << 20;
+
+/// The JIT engine.
+#[derive(Clone, Copy, Debug)]
+pub struct JitEngine {
+    /// All vCPUs take turns on one thread, as in counted time.
+    pub single_thread: bool,
+    /// Budgets in instructions are exact even where time is not counted.
+    pub exact: bool,
+    /// Bytes of translated code at most, for all vCPUs together.
+    pub code_bytes: usize,
+}
+
+impl Default for JitEngine {
+    fn default() -> Self {
+        JitEngine { single_thread: false, exact: false, code_bytes: CODE }
+    }
+}
+
+impl Accelerator for JitEngine {
+    fn name(&self) -> &'static str {
+        "jit"
+    }
+
+    fn probe(&self) -> Result<Capabilities, Unavailable> {
+        let slow = crate::generated_code().err().map(|e| {
+            format!("this host gives no memory for generated code ({e}), so the interpreter runs")
+        });
+        let in_turn = self.single_thread || self.exact;
+        Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn, slow, ..Capabilities::default() })
+    }
+
+    fn create_vm(&self, spaces: &VmSpaces, config: &VmConfig) -> Result<Arc<dyn AccelVm>, AccelError> {
+        if crate::generated_code().is_err() {
+            return Interp.create_vm(spaces, config);
+        }
+        Ok(Arc::new(Vm {
+            spaces: spaces.clone(),
+            config: config.clone(),
+            engine: *self,
+            info: Mutex::default(),
+        }))
+    }
+}
+
+struct Vm {
+    spaces: VmSpaces,
+    config: VmConfig,
+    engine: JitEngine,
+    info: Mutex<Vec<Arc<Mutex<Numbers>>>>,
+}
+
+/// What a vCPU shows of its translations.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Numbers {
+    pub counts: Counts,
+    pub bytes: [usize; 3],
+    pub live: usize,
+}
+
+impl AccelVm for Vm {
+    fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError> {
+        let vcpus = self.config.topology.total().max(1) as usize;
+        let counted = self.config.counted || self.engine.single_thread || self.engine.exact;
+        let size = (self.engine.code_bytes / vcpus).clamp(4 << 20, 1 << 30) & !0xffff;
+        // Every vCPU has its own translations, and hears of writes to code by itself.
+        let shared = VmShared::new(&self.spaces, &self.config);
+        let numbers = Arc::new(Mutex::new(Numbers::default()));
+        self.info.lock().push(numbers.clone());
+        SoftVcpu::with_jit(shared, id, signal, size, counted, vcpus > 1 && !counted, numbers)
+            .map(|v| Box::new(v) as Box<dyn Vcpu>)
+            .map_err(|source| AccelError::Host {
+                engine: "jit",
+                what: "the host gives no memory for generated code".into(),
+                source,
+            })
+    }
+
+    fn info(&self) -> String {
+        let mut text = String::new();
+        for (n, cpu) in self.info.lock().iter().enumerate() {
+            let Numbers { counts: c, bytes, live } = *cpu.lock();
+            let nanos = c.time.as_nanos() as f64 / (c.instructions.max(1)) as f64;
+            text += &format!(
+                "CPU #{n}: {live} blocks, {} translated ({} instructions, {} bytes of guest code)\n\
+                 code: {} bytes hot, {} cold, {} of links; {} flushes, {} blocks invalidated\n\
+                 translation: {:.3} s, {nanos:.0} ns per instruction\n\
+                 links made: {}, lookups: {}, instructions begun anew: {}, instructions interpreted by call: {}\n",
+                c.blocks,
+                c.instructions,
+                c.guest_bytes,
+                bytes[0],
+                bytes[1],
+                bytes[2],
+                c.flushes,
+                c.invalidated,
+                c.time.as_secs_f64(),
+                c.links,
+                c.lookups,
+                c.bails,
+                c.steps,
+            );
+        }
+        text
+    }
+}

@@ -1,0 +1,123 @@
+//! One processor's memory: its stack for translated code, its state right above, and the cache of indirect jumps.
+//!
+//! Translated code runs with the host's stack pointer at the environment, so that its fields are reached by short
+//! displacements and calls push below it.
+
+use crate::env::Cpu;
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::mem::offset_of;
+use std::ptr::NonNull;
+
+const GUARD: usize = 64 << 10;
+const STACK: usize = 256 << 10;
+
+/// Entries of the indirect-jump cache.
+pub(super) const JUMPS: usize = 4096;
+
+/// From a linear address to translated code.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(crate) struct Jump {
+    pub rip: u64,
+    /// Epoch and mode key.
+    pub tag: u64,
+    /// Host address.
+    pub code: u64,
+}
+
+#[repr(C, align(4096))]
+struct Layouted {
+    guard: [u8; GUARD],
+    stack: [u8; STACK],
+    cpu: Cpu,
+    jumps: [Jump; JUMPS],
+}
+
+/// Displacement of the jump cache from the environment.
+pub(super) const JUMPS_AT: i32 = (offset_of!(Layouted, jumps) - offset_of!(Layouted, cpu)) as i32;
+
+const _: () = assert!(offset_of!(Cpu, env) == 0 && offset_of!(Layouted, cpu) == GUARD + STACK);
+
+/// A processor in its place.
+pub(crate) struct Home(NonNull<Layouted>);
+
+// SAFETY: it owns its memory like a box does; what it holds is `Send`.
+unsafe impl Send for Home {}
+
+impl Home {
+    /// Moves a processor in.
+    pub fn new(cpu: Cpu) -> Home {
+        let layout = Layout::new::<Layouted>();
+        // SAFETY: the layout is not empty.
+        let p = unsafe { alloc_zeroed(layout) }.cast::<Layouted>();
+        let Some(p) = NonNull::new(p) else { handle_alloc_error(layout) };
+        // SAFETY: the memory is ours and large enough; the other fields are plain numbers, for which zeros do.
+        unsafe { (&raw mut (*p.as_ptr()).cpu).write(cpu) };
+        // SAFETY: the guard is whole pages of ours that nobody refers to.
+        let _ = unsafe {
+            rustix::mm::mprotect(p.as_ptr().cast(), GUARD, rustix::mm::MprotectFlags::empty())
+        };
+        Home(p)
+    }
+
+    /// Its address, which is also that of its environment.
+    #[inline(always)]
+    pub fn pointer(&mut self) -> *mut Cpu {
+        // SAFETY: as in `deref`.
+        unsafe { &raw mut (*self.0.as_ptr()).cpu }
+    }
+
+    /// The jump cache.
+    #[inline(always)]
+    pub fn jumps(&mut self) -> &mut [Jump; JUMPS] {
+        // SAFETY: initialised by `new`.
+        unsafe { &mut (*self.0.as_ptr()).jumps }
+    }
+
+    /// Empties the jump cache.
+    pub fn forget_jumps(&mut self) {
+        // No tag is zero, since epochs are counted from one.
+        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0 });
+    }
+
+    /// Where a RIP's entry is.
+    #[inline(always)]
+    pub fn jump_index(rip: u64) -> usize {
+        (rip ^ rip >> 12) as usize & (JUMPS - 1)
+    }
+}
+
+impl std::ops::Deref for Home {
+    type Target = Cpu;
+    #[inline(always)]
+    fn deref(&self) -> &Cpu {
+        // SAFETY: it was written by `new` and lives as long as we do.
+        unsafe { &(*self.0.as_ptr()).cpu }
+    }
+}
+
+impl std::ops::DerefMut for Home {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Cpu {
+        // SAFETY: as in `deref`.
+        unsafe { &mut (*self.0.as_ptr()).cpu }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // SAFETY: the pages are ours, and the allocator wants them back as they were.
+        let _ = unsafe {
+            rustix::mm::mprotect(
+                self.0.as_ptr().cast(),
+                GUARD,
+                rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE,
+            )
+        };
+        // SAFETY: `cpu` was written by `new` and is dropped once; the layout is that of the allocation.
+        unsafe {
+            std::ptr::drop_in_place(&raw mut (*self.0.as_ptr()).cpu);
+            dealloc(self.0.as_ptr().cast(), Layout::new::<Layouted>());
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The JIT: translated blocks as host code, and what runs them.
+//!
+//! [`emit`] writes a block's IR as host code into the [`arena`]; [`blocks`] knows which blocks there are and what
+//! leads to them; [`stubs`] and [`rt`] are the ways in and out; [`home`] is where a processor's state lies while it
+//! runs. Every processor has its own blocks, so nothing here is shared between threads.
+
+mod arena;
+mod asm;
+mod blocks;
+mod emit;
+pub(crate) mod engine;
+mod home;
+mod rt;
+mod stubs;
+
+pub(crate) use blocks::Jit;
+pub(crate) use home::{Home, Jump};
+pub use engine::JitEngine;
+pub use rt::Shared;
+
+/// Exit codes of translated code.
+pub(crate) use emit::code;

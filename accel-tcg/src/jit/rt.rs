@@ -1,0 +1,232 @@
+//! Routines that translated code calls through its stubs.
+//!
+//! Each gets the address of the environment, which is the processor's, with the guest's general registers stored
+//! there, and catches its own panics: nothing unwinds through translated code.
+
+use super::emit::{Helper, Step};
+use crate::env::{Cpu, Fault};
+use crate::helpers::{Flow, HelperArgs};
+use crate::interp::flags;
+use crate::interp::t0::Exit;
+use crate::interp::{after_step, run_ops};
+use crate::mmu::View;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+
+/// What routines and the run loop exchange.
+#[derive(Default)]
+pub struct Shared {
+    /// Instructions are counted.
+    pub(crate) counted: bool,
+    /// A routine panicked.
+    pub(crate) panic: Option<String>,
+}
+
+fn guarded<T>(cpu: &mut Cpu, otherwise: T, f: impl FnOnce(&mut Cpu) -> T) -> T {
+    match catch_unwind(AssertUnwindSafe(|| f(cpu))) {
+        Ok(v) => v,
+        Err(p) => {
+            let text = p
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| p.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                .unwrap_or_else(|| "unknown panic".into());
+            cpu.jit.panic = Some(text);
+            otherwise
+        }
+    }
+}
+
+/// An access that the inline check refused. The host address, or null to leave.
+pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, va: u64, what: u32) -> *mut u8 {
+    // SAFETY: the stub passes the processor that runs; translated code holds no reference to it.
+    let cpu = unsafe { &mut *cpu };
+    guarded(cpu, ptr::null_mut(), |cpu| access(cpu, va, what))
+}
+
+fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
+    let len = u64::from(what & 0xff);
+    let write = what & super::emit::WRITE != 0;
+    let view = if what & super::emit::STACK != 0 { View::Stack } else { View::Data };
+    let crossing = (va & 0xfff) + len > 0x1000;
+    if crossing {
+        return if write { ptr::null_mut() } else { across(cpu, va, len, view) };
+    }
+    let found = if write { cpu.rmw_ptr(va, len, view) } else { cpu.read_ptr(va, len, view).map(|p| p.map(|p| p.cast_mut())) };
+    match found {
+        Ok(Some(p)) if cpu.mmu.exec_epoch == cpu.t0.epoch => p,
+        _ => ptr::null_mut(),
+    }
+}
+
+/// A load from two pages of RAM, by way of a buffer.
+fn across(cpu: &mut Cpu, va: u64, len: u64, view: View) -> *mut u8 {
+    let first = 0x1000 - (va & 0xfff);
+    let next = (va & !0xfff).wrapping_add(0x1000);
+    if len > 64 || !cpu.env.is_64bit() || !cpu.env.canonical(next) {
+        return ptr::null_mut();
+    }
+    let (Ok(Some(a)), Ok(Some(b))) = (cpu.read_ptr(va, first, view), cpu.read_ptr(next, len - first, view)) else {
+        return ptr::null_mut();
+    };
+    if cpu.mmu.exec_epoch != cpu.t0.epoch {
+        return ptr::null_mut();
+    }
+    let to = cpu.env.jit.bounce.as_mut_ptr().cast::<u8>();
+    // SAFETY: both ranges were just translated to RAM, each inside of its page; the buffer has 64 bytes.
+    unsafe {
+        for i in 0..first as usize {
+            to.add(i).write(a.add(i).read_volatile());
+        }
+        for i in 0..(len - first) as usize {
+            to.add(first as usize + i).write(b.add(i).read_volatile());
+        }
+    }
+    to
+}
+
+/// Runs one instruction by the interpreter; not zero to leave.
+pub(super) unsafe extern "sysv64" fn step(cpu: *mut Cpu, step: *const Step) -> u32 {
+    // SAFETY: as in `slow`; the step belongs to the running block.
+    let (cpu, step) = unsafe { (&mut *cpu, &*step) };
+    guarded(cpu, 1, |cpu| interpret(cpu, step))
+}
+
+fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
+    flush(cpu);
+    let insn = u64::from(step.insn);
+    let limit = cpu.t0.limit;
+    if cpu.jit.counted {
+        let left = cpu.env.jit.budget as u64;
+        let start = limit.wrapping_sub(left).wrapping_sub(u64::from(step.n));
+        cpu.env.icount = start.wrapping_add(insn);
+        cpu.t0.limit = cpu.env.icount.wrapping_add(1).wrapping_add(left);
+    }
+    let before = cpu.env.icount;
+    let key = cpu.env.mode_key;
+    cpu.t0.leave = false;
+    // SAFETY: the code was made for the running block's mode; the block lives while it runs.
+    unsafe { run_ops(cpu, &raw const *step.code) };
+    cpu.t0.limit = limit;
+    let counted = cpu.env.icount.wrapping_sub(before);
+    if cpu.jit.counted && cpu.t0.exit == Exit::Check && counted > 1 {
+        cpu.env.jit.budget -= (counted - 1) as i64;
+    }
+    let goes_on = !step.ends
+        && cpu.t0.exit == Exit::Check
+        && cpu.env.rip == step.next
+        && cpu.env.mode_key == key
+        && !after_step(cpu)
+        && counted == 1;
+    if goes_on {
+        cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+        return 0;
+    }
+    1
+}
+
+/// Calls a helper; not zero to leave.
+pub(super) unsafe extern "sysv64" fn helper(cpu: *mut Cpu, h: *const Helper) -> u32 {
+    // SAFETY: as in `step`.
+    let (cpu, h) = unsafe { (&mut *cpu, &*h) };
+    guarded(cpu, 1, |cpu| call(cpu, h))
+}
+
+fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
+    flush(cpu);
+    let insn = u64::from(h.insn);
+    let done = insn + 1;
+    let left = cpu.env.jit.budget as u64;
+    if cpu.jit.counted {
+        cpu.env.icount = cpu.t0.limit.wrapping_sub(left).wrapping_sub(u64::from(h.n));
+        cpu.t0.slack = left;
+    } else {
+        cpu.t0.slack = u64::MAX >> 2;
+    }
+    let start = cpu.env.icount;
+    let mut args: HelperArgs = h.site.args;
+    let given = &cpu.env.jit.args;
+    args.a = if h.args & 1 != 0 { given[0] } else { 0 };
+    args.b = if h.args & 2 != 0 { given[1] } else { 0 };
+    args.c = if h.args & 4 != 0 { given[2] } else { 0 };
+    cpu.env.rip = h.site.rip;
+    cpu.env.insn_in_block = done;
+    cpu.t0.leave = false;
+    let key = cpu.env.mode_key;
+    cpu.t0.exit = Exit::Check;
+    match (h.site.run)(cpu, &args) {
+        Ok(Flow::Next) => {
+            if key == cpu.env.mode_key && !after_step(cpu) {
+                if cpu.jit.counted {
+                    cpu.env.jit.budget -= cpu.env.icount.wrapping_sub(start) as i64;
+                    if cpu.env.jit.budget < 0 {
+                        cpu.env.rip = h.next;
+                        cpu.env.icount += done;
+                        return 1;
+                    }
+                }
+                cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+                return 0;
+            }
+            cpu.env.rip = args.next_rip;
+        }
+        Ok(Flow::EndBlock) => cpu.env.rip = args.next_rip,
+        Ok(Flow::Jumped) => {}
+        Ok(Flow::Halt) => {
+            cpu.env.rip = args.next_rip;
+            cpu.t0.exit = Exit::Halt;
+        }
+        Ok(Flow::Yield) => {
+            cpu.env.rip = args.next_rip;
+            cpu.t0.exit = Exit::Yield;
+        }
+        Ok(Flow::Again) => {
+            cpu.env.icount += insn;
+            return 1;
+        }
+        Err(f) => {
+            let far = f.vector == anura_x86::regs::vector::GP && f.cr2 != 0;
+            cpu.t0.fault = if h.stack && far { Fault::SS0 } else { f };
+            cpu.t0.exit = Exit::Fault(0);
+            cpu.env.icount += insn;
+            return 1;
+        }
+    }
+    cpu.env.icount += done;
+    1
+}
+
+/// Puts CF where INC and DEC want it.
+pub(super) unsafe extern "sysv64" fn carry(cpu: *mut Cpu) {
+    // SAFETY: as in `slow`.
+    let cpu = unsafe { &mut *cpu };
+    let c = u64::from(flags::carry(&cpu.env));
+    cpu.env.cc_b = cpu.env.cc_b & !0xff | c;
+}
+
+/// Brings x87 registers home, if they are in the host's.
+pub(super) unsafe extern "sysv64" fn flush_x87(cpu: *mut Cpu) {
+    // SAFETY: as in `slow`.
+    flush(unsafe { &mut *cpu });
+}
+
+fn flush(cpu: &mut Cpu) {
+    if cpu.env.jit.live & 4 == 0 {
+        return;
+    }
+    cpu.env.jit.live &= !4;
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[repr(align(64))]
+        struct Image([u8; 512]);
+        let mut image = Image([0; 512]);
+        // SAFETY: the image is aligned and large enough; what FNINIT destroys has just been saved.
+        unsafe {
+            std::arch::asm!("fxsave64 [{0}]", "fninit", in(reg) image.0.as_mut_ptr(), options(nostack));
+        }
+        let to = &mut cpu.env.fpu.bytes;
+        // Control, status and tags; the registers. The instruction's and operand's addresses are kept by the code.
+        to[0..5].copy_from_slice(&image.0[0..5]);
+        to[32..160].copy_from_slice(&image.0[32..160]);
+    }
+}

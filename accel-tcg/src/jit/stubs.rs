@@ -1,0 +1,276 @@
+//! The fixed code around translated blocks: the way in, the ways out, and calls of the engine's routines.
+//!
+//! In translated code rsp is the environment, so a call from there pushes right below it, onto the processor's own
+//! stack. Routines get the environment's address, which is the processor's.
+
+use super::asm::{Reg, reg};
+use super::emit::{at, code, pinned};
+use super::rt;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
+
+/// A place that blocks jump to or call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stub {
+    /// Leaves with RIP in r9 and the exit code in r10.
+    Exit,
+    /// Called: leaves; the return address is the site.
+    Bail,
+    /// Called: r9 is an address that the TLB does not know, r10 what is done there. Comes back with r10 + r9 as the host
+    /// address, or leaves.
+    Slow,
+    /// Called: r10 is an instruction for the interpreter.
+    Step,
+    /// Called: r10 is a helper's constants.
+    Helper,
+    /// Called: puts CF into the low byte of `cc_b`.
+    Carry,
+    /// Called: brings the vector registers into the host's.
+    LoadVectors,
+    /// Called: brings the x87 and the vector registers into the host's.
+    LoadX87,
+}
+
+/// Where they are, as offsets in the arena.
+pub(super) struct Stubs {
+    pub enter: usize,
+    offsets: [u32; 8],
+}
+
+impl Stubs {
+    pub fn at(&self, s: Stub) -> u32 {
+        self.offsets[s as usize]
+    }
+}
+
+const GPRS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14];
+
+/// Host registers that routines may change.
+fn volatile(r: Reg) -> bool {
+    !matches!(r, reg::RBX | 5 | 12..=15)
+}
+
+type A = VecAssembler<X64Relocation>;
+
+fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
+    for n in GPRS {
+        if let Some(h) = pinned(n).filter(|h| which(*h)) {
+            dynasm!(a; .arch x64; mov [rsp + off + at::gpr(n)], Rq(h));
+        }
+    }
+}
+
+fn load(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
+    for n in GPRS {
+        if let Some(h) = pinned(n).filter(|h| which(*h)) {
+            dynasm!(a; .arch x64; mov Rq(h), [rsp + off + at::gpr(n)]);
+        }
+    }
+}
+
+const XMM: i32 = at::FPU + 160;
+const YMM: i32 = at::FPU + 576;
+const MXCSR: i32 = at::FPU + 24;
+
+/// Writes the stubs; the bytes go to the start of the arena, at `base`.
+#[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
+pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
+    let mut asm: A = VecAssembler::new(0);
+    let a = &mut asm;
+    let mut offsets = [0u32; 8];
+    let mut mark = |a: &mut A, s: Stub| {
+        dynasm!(a; .arch x64; .align 16);
+        offsets[s as usize] = a.offset().0 as u32;
+    };
+    // The way in: rdi the environment, rsi the code.
+    let enter = a.offset().0;
+    dynasm!(a; .arch x64
+        ; push rbx; push rbp; push r12; push r13; push r14; push r15
+        ; mov [rdi + at::HOST_RSP], rsp
+        ; mov rsp, rdi
+        ; mov r10, rsi
+    );
+    load(a, 0, |_| true);
+    dynasm!(a; .arch x64; mov r11, [rsp + at::TLB]; jmp r10);
+
+    mark(a, Stub::Bail);
+    dynasm!(a; .arch x64; pop r9; mov [rsp + at::SITE], r9; mov r10d, code::BAIL as i32; jmp >here);
+    mark(a, Stub::Exit);
+    dynasm!(a; .arch x64; mov [rsp + at::RIP], r9; here:; mov [rsp + at::EXIT], r10);
+    save(a, 0, |_| true);
+    dynasm!(a; .arch x64
+        ; ->saved:
+        ; cmp DWORD [rsp + at::LIVE], 0
+        ; jne ->flush
+        ; ->flushed:
+        ; mov rsp, [rsp + at::HOST_RSP]
+        ; pop r15; pop r14; pop r13; pop r12; pop rbp; pop rbx
+        ; ret
+        ; ->flush:
+        ; mov rdi, rsp
+        ; test DWORD [rsp + at::LIVE], 3
+        ; je >x87
+        ; call ->save_vectors
+        ; and DWORD [rsp + at::LIVE], !3
+        ; x87:
+        ; test DWORD [rsp + at::LIVE], 4
+        ; je ->flushed
+        ; mov rdi, rsp
+        ; mov rax, QWORD rt::flush_x87 as *const () as i64
+        ; call rax
+        ; jmp ->flushed
+    );
+
+    mark(a, Stub::Slow);
+    save(a, 8, volatile);
+    dynasm!(a; .arch x64
+        ; lea rdi, [rsp + 8]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; jne >with_vectors
+        ; mov rsi, r9
+        ; mov edx, r10d
+        ; sub rsp, 8
+        ; mov rax, QWORD rt::slow as *const () as i64
+        ; call rax
+        ; add rsp, 8
+        ; test rax, rax
+        ; je >refused
+        ; mov r10, rax
+        ; xor r9d, r9d
+    );
+    load(a, 8, volatile);
+    dynasm!(a; .arch x64
+        ; mov r11, [rsp + 8 + at::TLB]
+        ; ret
+        ; with_vectors:
+        ; sub rsp, 8
+        ; call ->save_vectors
+        ; mov rsi, r9
+        ; mov edx, r10d
+        ; mov rax, QWORD rt::slow as *const () as i64
+        ; call rax
+        ; add rsp, 8
+        ; lea rdi, [rsp + 8]
+        ; test rax, rax
+        ; je >refused_vectors
+        ; mov r10, rax
+        ; xor r9d, r9d
+        ; sub rsp, 8
+        ; call ->load_vectors
+        ; add rsp, 8
+    );
+    load(a, 8, volatile);
+    dynasm!(a; .arch x64
+        ; mov r11, [rsp + 8 + at::TLB]
+        ; ret
+        ; refused_vectors:
+        ; and DWORD [rdi + at::LIVE], !3
+        ; refused:
+        ; pop r9
+        ; mov [rsp + at::SITE], r9
+        ; mov QWORD [rsp + at::EXIT], code::BAIL as i32
+    );
+    save(a, 0, |r| !volatile(r));
+    dynasm!(a; .arch x64; jmp ->saved);
+
+    for (stub, routine) in
+        [(Stub::Step, rt::step as *const () as i64), (Stub::Helper, rt::helper as *const () as i64)]
+    {
+        mark(a, stub);
+        save(a, 8, |_| true);
+        dynasm!(a; .arch x64
+            ; lea rdi, [rsp + 8]
+            ; sub rsp, 8
+            ; test DWORD [rdi + at::LIVE], 3
+            ; je >quiet
+            ; call ->save_vectors
+            ; and DWORD [rdi + at::LIVE], !3
+            ; quiet:
+            ; mov rsi, r10
+            ; mov rax, QWORD routine
+            ; call rax
+            ; add rsp, 8
+            ; test eax, eax
+            ; jne >left
+        );
+        load(a, 8, |_| true);
+        dynasm!(a; .arch x64
+            ; mov r11, [rsp + 8 + at::TLB]
+            ; ret
+            ; left:
+            ; add rsp, 8
+            ; mov QWORD [rsp + at::EXIT], code::LEFT as i32
+            ; jmp ->saved
+        );
+    }
+
+    mark(a, Stub::Carry);
+    dynasm!(a; .arch x64
+        ; push rax; push rcx; push rdx; push rsi; push rdi; push r8; push r9; push r10; push r11
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >plain
+        ; call ->save_vectors
+        ; plain:
+        ; mov rax, QWORD rt::carry as *const () as i64
+        ; call rax
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >done
+        ; call ->load_vectors
+        ; done:
+        ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
+        ; ret
+    );
+
+    mark(a, Stub::LoadVectors);
+    dynasm!(a; .arch x64
+        ; push rdi
+        ; lea rdi, [rsp + 16]
+        ; or DWORD [rdi + at::LIVE], if avx { 3 } else { 1 }
+        ; call ->load_vectors
+        ; pop rdi
+        ; ret
+    );
+
+    mark(a, Stub::LoadX87);
+    // FXRSTOR brings XMM registers and MXCSR too, so these go home first and are all live afterwards.
+    dynasm!(a; .arch x64
+        ; push rdi
+        ; lea rdi, [rsp + 16]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >away
+        ; call ->save_vectors
+        ; away:
+        ; fxrstor64 [rdi + at::FPU]
+        ; or DWORD [rdi + at::LIVE], if avx { 7 } else { 5 }
+        ; call ->load_vectors
+        ; pop rdi
+        ; ret
+    );
+
+    // Vector registers, rdi the environment. Nothing else changes.
+    dynasm!(a; .arch x64; .align 16; ->save_vectors:; stmxcsr [rdi + MXCSR]; ldmxcsr [rdi + at::MXCSR_HOST]);
+    for n in 0..16u8 {
+        let (low, high) = (XMM + i32::from(n) * 16, YMM + i32::from(n) * 16);
+        if avx {
+            dynasm!(a; .arch x64; vmovups [rdi + low], Rx(n); vextractf128 [rdi + high], Ry(n), 1);
+        } else {
+            dynasm!(a; .arch x64; movups [rdi + low], Rx(n));
+        }
+    }
+    if avx {
+        dynasm!(a; .arch x64; vzeroupper);
+    }
+    dynasm!(a; .arch x64; ret; .align 16; ->load_vectors:; ldmxcsr [rdi + MXCSR]);
+    for n in 0..16u8 {
+        let (low, high) = (XMM + i32::from(n) * 16, YMM + i32::from(n) * 16);
+        if avx {
+            dynasm!(a; .arch x64; vmovups Rx(n), [rdi + low]; vinsertf128 Ry(n), Ry(n), [rdi + high], 1);
+        } else {
+            dynasm!(a; .arch x64; movups Rx(n), [rdi + low]);
+        }
+    }
+    dynasm!(a; .arch x64; ret);
+    let bytes = asm.finalize().unwrap_or_default();
+    (bytes, Stubs { enter, offsets })
+}
