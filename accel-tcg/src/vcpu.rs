@@ -187,10 +187,20 @@ impl SoftVcpu {
                 }
             }
             let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
-            let step = if self.slow() || limit - now < 64 {
+            let step = if self.slow() || !translated && limit - now < 64 {
                 self.one(&mut cache, now != start)
             } else if translated {
-                self.translated(&mut cache, limit)
+                match self.translated(&mut cache, limit) {
+                    // The budget does not cover the block, or somebody wants attention: events and all of that come
+                    // first, then an instruction alone.
+                    None if self.cpu.env.icount == now && limit - now < 64 => {
+                        if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+                            continue;
+                        }
+                        self.one(&mut cache, now != start)
+                    }
+                    step => step,
+                }
             } else {
                 self.many(&mut cache, limit)
             };

@@ -72,7 +72,8 @@ impl Arena {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.rw.add(at), bytes.len()) };
         let align = if part == Part::Slots { 8 } else { 16 };
         let n = part as usize;
-        self.used[n] = (self.used[n] + bytes.len()).next_multiple_of(align).min(self.start[n + 1] - self.start[n]);
+        self.used[n] =
+            (self.used[n] + bytes.len()).next_multiple_of(align).min(self.start[n + 1] - self.start[n]);
         at
     }
 

@@ -4,8 +4,8 @@
 //! emitter chooses operands for at run time. Encodings: Intel SDM vol. 2, chapter 2 and appendix B.
 
 use crate::ir::{Cond, Ty};
-use dynasmrt::DynasmApi;
 use dynasmrt::AssemblyOffset;
+use dynasmrt::DynasmApi;
 
 /// A host register by number.
 pub(super) type Reg = u8;
@@ -483,10 +483,7 @@ mod tests {
         let sib = Mem { base: 10, index: Some((9, 0)), disp: 0 };
         assert_eq!(text(|b| b.mov_rm_r(Ty::I64, Rm::Mem(sib), 12)), "Mov_rm64_r64 [R10+R9*1+0x0] R12");
         let table = Mem { base: Mem::NO_BASE, index: Some((1, 3)), disp: -4096 };
-        assert_eq!(
-            text(|b| b.lea(Ty::I64, 9, table)),
-            "Lea_r64_m R9 [None+RCX*8+0xfffffffffffff000]"
-        );
+        assert_eq!(text(|b| b.lea(Ty::I64, 9, table)), "Lea_r64_m R9 [None+RCX*8+0xfffffffffffff000]");
         assert_eq!(text(|b| b.setcc(Cond::Nz, Rm::Reg(5))), "Setne_rm8 BPL");
         assert_eq!(text(|b| b.cmov(Cond::L, Ty::I32, 1, Rm::Reg(14))), "Cmovl_r32_rm32 ECX R14D");
         assert_eq!(text(|b| b.bt_i(5, Ty::I32, Rm::Reg(1), 7)), "Bts_rm32_imm8 ECX 0x7");

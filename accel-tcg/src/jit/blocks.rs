@@ -165,7 +165,7 @@ impl Jit {
         sources: &[Source],
         functions: Option<&mut thunk::Arena>,
     ) -> u32 {
-        let out = Emit::block(ir, second.is_some(), self.options, &self.stubs, functions);
+        let out = Emit::block(ir, second.is_some(), self.options, functions);
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
         let Output { hot: mut h, cold: mut c, fixes, sites, exits, helpers, steps } = out;

@@ -14,7 +14,7 @@ mod flags;
 mod ops;
 
 use super::asm::{Buf, Mem, Reg, Rm, reg};
-use super::stubs::{Stub, Stubs};
+use super::stubs::Stub;
 use crate::env::{Env, JitEnv};
 use crate::helpers::HelperArgs;
 use crate::interp::lower::lower;
@@ -207,7 +207,6 @@ const CHECKED: Mem = Mem { base: reg::R10, index: Some((reg::R9, 0)), disp: 0 };
 pub(super) struct Emit<'a> {
     b: &'a Block,
     options: Options,
-    stubs: &'a Stubs,
     out: Output,
     fl: Fl,
     /// Status flags that the host's register has as the guest's.
@@ -238,7 +237,6 @@ impl<'a> Emit<'a> {
         b: &'a Block,
         crosses: bool,
         options: Options,
-        stubs: &'a Stubs,
         arena: Option<&'a mut thunk::Arena>,
     ) -> Output {
         let mut uses = vec![0u16; b.temps as usize];
@@ -254,7 +252,6 @@ impl<'a> Emit<'a> {
         let mut e = Emit {
             b,
             options,
-            stubs,
             out: Output::default(),
             fl: Fl::Env { carry: None },
             host: 0,
@@ -502,7 +499,14 @@ impl<'a> Emit<'a> {
             ..HelperArgs::default()
         };
         let site = HelpSite { rip, help, run: crate::helpers::routine(help), args: constants };
-        let helper = Box::new(Helper { site, insn: self.insn, n: b.insns.len() as u8, stack: o.attr.stack(), args, next });
+        let helper = Box::new(Helper {
+            site,
+            insn: self.insn,
+            n: b.insns.len() as u8,
+            stack: o.attr.stack(),
+            args,
+            next,
+        });
         let p: *const Helper = &raw const *helper;
         self.out.helpers.push(helper);
         self.out.hot.mov_imm(reg::R10, p as u64);
@@ -664,11 +668,7 @@ impl<'a> Emit<'a> {
         match self.rm(r, ty) {
             Rm::Reg(s) => s,
             Rm::Mem(m) => {
-                let s = if m == CHECKED {
-                    reg::R9
-                } else {
-                    self.scratch()
-                };
+                let s = if m == CHECKED { reg::R9 } else { self.scratch() };
                 self.out.hot.movzx(s, ty, Rm::Mem(m));
                 if m == CHECKED {
                     self.hold = [Hold::Op, Hold::Free];
@@ -763,6 +763,14 @@ impl<'a> Emit<'a> {
             }
         } else if let Some(n) = dst.as_high() {
             let d = pinned(n).unwrap_or(0);
+            let s = if s == d {
+                // It is about to be turned.
+                let t = self.scratch();
+                self.out.hot.mov(t, s);
+                t
+            } else {
+                s
+            };
             if self.options.bmi {
                 self.out.hot.rorx(Ty::I64, d, d, 8);
                 self.out.hot.mov_r_rm(Ty::I8, d, Rm::Reg(s));

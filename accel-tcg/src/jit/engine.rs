@@ -3,9 +3,7 @@
 use super::blocks::Counts;
 use crate::env::VmShared;
 use crate::vcpu::{Interp, SoftVcpu};
-use anura_accel::{
-    AccelError, AccelVm, Accelerator, Capabilities, Unavailable, Vcpu, VmConfig, VmSpaces,
-};
+use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, Vcpu, VmConfig, VmSpaces};
 use anura_vmcore::CpuSignal;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -36,9 +34,9 @@ impl Accelerator for JitEngine {
     }
 
     fn probe(&self) -> Result<Capabilities, Unavailable> {
-        let slow = crate::generated_code().err().map(|e| {
-            format!("this host gives no memory for generated code ({e}), so the interpreter runs")
-        });
+        let slow = crate::generated_code()
+            .err()
+            .map(|e| format!("this host gives no memory for generated code ({e}), so the interpreter runs"));
         let in_turn = self.single_thread || self.exact;
         Ok(Capabilities { exact_budgets: true, max_vcpus: 255, in_turn, slow, ..Capabilities::default() })
     }

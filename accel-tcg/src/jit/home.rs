@@ -54,9 +54,7 @@ impl Home {
         // SAFETY: the memory is ours and large enough; the other fields are plain numbers, for which zeros do.
         unsafe { (&raw mut (*p.as_ptr()).cpu).write(cpu) };
         // SAFETY: the guard is whole pages of ours that nobody refers to.
-        let _ = unsafe {
-            rustix::mm::mprotect(p.as_ptr().cast(), GUARD, rustix::mm::MprotectFlags::empty())
-        };
+        let _ = unsafe { rustix::mm::mprotect(p.as_ptr().cast(), GUARD, rustix::mm::MprotectFlags::empty()) };
         Home(p)
     }
 

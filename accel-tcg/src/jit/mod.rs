@@ -14,8 +14,8 @@ mod rt;
 mod stubs;
 
 pub(crate) use blocks::Jit;
-pub(crate) use home::{Home, Jump};
 pub use engine::JitEngine;
+pub(crate) use home::{Home, Jump};
 pub use rt::Shared;
 
 /// Exit codes of translated code.

@@ -52,7 +52,11 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
     if crossing {
         return if write { ptr::null_mut() } else { across(cpu, va, len, view) };
     }
-    let found = if write { cpu.rmw_ptr(va, len, view) } else { cpu.read_ptr(va, len, view).map(|p| p.map(|p| p.cast_mut())) };
+    let found = if write {
+        cpu.rmw_ptr(va, len, view)
+    } else {
+        cpu.read_ptr(va, len, view).map(|p| p.map(|p| p.cast_mut()))
+    };
     match found {
         Ok(Some(p)) if cpu.mmu.exec_epoch == cpu.t0.epoch => p,
         _ => ptr::null_mut(),
@@ -66,7 +70,8 @@ fn across(cpu: &mut Cpu, va: u64, len: u64, view: View) -> *mut u8 {
     if len > 64 || !cpu.env.is_64bit() || !cpu.env.canonical(next) {
         return ptr::null_mut();
     }
-    let (Ok(Some(a)), Ok(Some(b))) = (cpu.read_ptr(va, first, view), cpu.read_ptr(next, len - first, view)) else {
+    let (Ok(Some(a)), Ok(Some(b))) = (cpu.read_ptr(va, first, view), cpu.read_ptr(next, len - first, view))
+    else {
         return ptr::null_mut();
     };
     if cpu.mmu.exec_epoch != cpu.t0.epoch {
@@ -102,6 +107,8 @@ fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
         cpu.env.icount = start.wrapping_add(insn);
         cpu.t0.limit = cpu.env.icount.wrapping_add(1).wrapping_add(left);
     }
+    // For a fault, which leaves it alone.
+    cpu.env.rip = step.code.rip;
     let before = cpu.env.icount;
     let key = cpu.env.mode_key;
     cpu.t0.leave = false;

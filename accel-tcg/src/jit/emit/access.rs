@@ -201,7 +201,8 @@ impl Emit<'_> {
             hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 7);
         }
         hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(reg::R10), 0x7fe0);
-        let entry = |field: usize| Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 });
+        let entry =
+            |field: usize| Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 });
         let tag = entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) });
         hot.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
         hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);

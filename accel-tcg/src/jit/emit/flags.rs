@@ -38,8 +38,16 @@ impl Recipe {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fl {
     /// They are in the environment; if `carry`, CF is the low bit of `cc_c`.
-    Env { carry: Option<()> },
-    Known { kind: u32, ty: Ty, a: Loc, b: Loc, stored: bool },
+    Env {
+        carry: Option<()>,
+    },
+    Known {
+        kind: u32,
+        ty: Ty,
+        a: Loc,
+        b: Loc,
+        stored: bool,
+    },
 }
 
 impl Fl {
@@ -173,9 +181,7 @@ impl Emit<'_> {
                 kind::ADD | kind::SUB | kind::CMP | kind::LOGIC | kind::LAHF => true,
                 kind::INC | kind::DEC => reads & flag::CF == 0 || reads == flag::CF,
                 kind::MUL => reads == flag::CF || reads == flag::ZF || reads == flag::SF || reads == flag::PF,
-                kind::SHL | kind::SHR | kind::SAR => {
-                    reads == flag::CF || reads & (flag::CF | flag::OF) == 0
-                }
+                kind::SHL | kind::SHR | kind::SAR => reads == flag::CF || reads & (flag::CF | flag::OF) == 0,
                 kind::ZERO => reads == flag::ZF,
                 _ => false,
             },
@@ -304,12 +310,17 @@ impl Emit<'_> {
         if let Fl::Known { kind: kind::INC..=kind::SAR, b: Loc::Env, .. } = self.fl {
             return;
         }
+        if let Fl::Known { kind: kind::LOGIC | kind::ZERO, .. } = self.fl {
+            self.out.hot.mov_m_i(Ty::I8, Mem::env(at::CC_B), 0);
+            return;
+        }
         if self.can_test(Cond::B, true) {
             self.test(Cond::B);
             self.out.hot.setcc(Cond::B, Rm::Mem(Mem::env(at::CC_B)));
             return;
         }
         // Where the record is of a kind that has it there, nothing needs to be done.
+        self.materialize();
         let s = self.scratch();
         let hot = &mut self.out.hot;
         hot.mov_r_rm(Ty::I32, s, Rm::Mem(Mem::env(at::CC_OP)));

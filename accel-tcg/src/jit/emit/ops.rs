@@ -28,14 +28,21 @@ impl Emit<'_> {
                 Adc | Sbb => produced || self.tests(Cond::B, n),
                 Shl | Shr | Sar => match self.b.const_value(o.b) {
                     Some(v) => (v & if o.ty == Ty::I64 { 63 } else { 31 }) < u64::from(o.ty.bits()),
-                    None => o.b == Ref::gpr(1) && matches!(o.ty, Ty::I32 | Ty::I64) || (!f && self.options.bmi && matches!(o.ty, Ty::I32 | Ty::I64)),
+                    None => {
+                        o.b == Ref::gpr(1) && matches!(o.ty, Ty::I32 | Ty::I64)
+                            || (!f && self.options.bmi && matches!(o.ty, Ty::I32 | Ty::I64))
+                    }
                 },
                 Rol | Ror => {
                     self.b.const_value(o.b).is_some_and(|v| v > 0 && v < u64::from(o.ty.bits()))
                         || o.b == Ref::gpr(1) && !f && matches!(o.ty, Ty::I32 | Ty::I64)
                 }
                 Mul | Imul => !matches!(o.ty, Ty::I8 | Ty::V128),
-                Umulh | Smulh => matches!(o.ty, Ty::I16 | Ty::I32 | Ty::I64) && n > 0 && matches!(group[n - 1].op, Mul | Imul),
+                Umulh | Smulh => {
+                    matches!(o.ty, Ty::I16 | Ty::I32 | Ty::I64)
+                        && n > 0
+                        && matches!(group[n - 1].op, Mul | Imul)
+                }
                 Div | Idiv => matches!(o.ty, Ty::I32 | Ty::I64),
                 Bt | Bts | Btr | Btc => o.ty != Ty::I8,
                 Bsf | Bsr => matches!(o.ty, Ty::I32 | Ty::I64) && o.dst.as_gpr().is_some(),
@@ -49,7 +56,9 @@ impl Emit<'_> {
                 Setcc | Br => produced || self.tests(o.cond(), n),
                 Select => (produced || self.tests(o.cond(), n)) && is_int(o.ty),
                 Ld | LdW | St => is_int(o.ty),
-                RmwAdd | RmwSub | RmwAnd | RmwOr | RmwXor | RmwInc | RmwDec | RmwNeg | RmwNot | RmwXchg => true,
+                RmwAdd | RmwSub | RmwAnd | RmwOr | RmwXor | RmwInc | RmwDec | RmwNeg | RmwNot | RmwXchg => {
+                    true
+                }
                 RmwAdc | RmwSbb => {
                     let simple = self.imm(o.b, o.ty).is_some() || o.b.as_gpr().and_then(pinned).is_some();
                     self.tests(Cond::B, n) && simple
@@ -396,7 +405,8 @@ impl Emit<'_> {
         let f = o.attr.flags();
         self.before_write(o.dst, index, if f { ALL } else { 0 });
         // Everything is brought into place before the carry is, since some of it may cost the flags.
-        if matches!(o.b.as_temp().map(|t| self.temps[t as usize]), Some(Temp::Pending(_) | Temp::Address(_))) {
+        if matches!(o.b.as_temp().map(|t| self.temps[t as usize]), Some(Temp::Pending(_) | Temp::Address(_)))
+        {
             self.settle(o.b, o.ty);
         }
         self.test(Cond::B);
@@ -544,7 +554,7 @@ impl Emit<'_> {
             let d = match o.dst.as_gpr().and_then(pinned) {
                 Some(d) => d,
                 None => match a {
-                    Rm::Reg(r) if SCRATCH.contains(&r) => r,
+                    Rm::Reg(r) if self.dies(r, o.a) => r,
                     Rm::Mem(CHECKED) => reg::R9,
                     _ => self.scratch(),
                 },
@@ -602,7 +612,7 @@ impl Emit<'_> {
             let n = if op == sh::ROL { o.ty.bits() as u8 - n as u8 } else { n as u8 };
             let d = match o.dst.as_gpr().and_then(pinned) {
                 Some(d) => d,
-                None if SCRATCH.contains(&a) => a,
+                None if self.dies(a, o.a) => a,
                 None => self.scratch(),
             };
             self.out.hot.rorx(o.ty, d, a, n);
@@ -654,7 +664,7 @@ impl Emit<'_> {
                         self.hold = [Hold::Op, Hold::Free];
                         reg::R9
                     }
-                    (None, Rm::Reg(r)) if SCRATCH.contains(&r) => r,
+                    (None, Rm::Reg(r)) if self.dies(r, o.a) => r,
                     _ => self.scratch(),
                 };
                 self.out.hot.imul_i(o.ty, d, m, v);
@@ -771,8 +781,10 @@ impl Emit<'_> {
         if f {
             self.materialize();
         }
-        let n = 4 + [Opcode::Bt, Opcode::Bts, Opcode::Btr, Opcode::Btc].iter().position(|x| *x == o.op).unwrap_or(0)
-            as u8;
+        let n = 4 + [Opcode::Bt, Opcode::Bts, Opcode::Btr, Opcode::Btc]
+            .iter()
+            .position(|x| *x == o.op)
+            .unwrap_or(0) as u8;
         self.settle(o.a, o.ty);
         if f {
             self.override_begin(flag::CF);
@@ -873,8 +885,8 @@ impl Emit<'_> {
             let d = match (pinned_dst, m) {
                 (Some(d), _) => d,
                 (None, Rm::Mem(CHECKED)) => reg::R9,
-                (None, Rm::Reg(r)) if SCRATCH.contains(&r) => r,
-                (None, _) if SCRATCH.contains(&v) => v,
+                (None, Rm::Reg(r)) if SCRATCH.contains(&r) && e.all_die(o) => r,
+                (None, _) if SCRATCH.contains(&v) && e.all_die(o) => v,
                 _ => e.scratch(),
             };
             if m == Rm::Mem(CHECKED) {
@@ -897,7 +909,7 @@ impl Emit<'_> {
                 let d = match (pinned_dst, m) {
                     (Some(d), _) => d,
                     (None, Rm::Mem(CHECKED)) => reg::R9,
-                    (None, Rm::Reg(r)) if SCRATCH.contains(&r) => r,
+                    (None, Rm::Reg(r)) if self.dies(r, o.a) => r,
                     _ => self.scratch(),
                 };
                 if m == Rm::Mem(CHECKED) {
@@ -934,6 +946,15 @@ impl Emit<'_> {
                 self.host = 0;
             }
         }
+    }
+
+    /// Whether a register is a scratch one that may be overwritten after this use of `r`.
+    fn dies(&self, s: Reg, r: Ref) -> bool {
+        SCRATCH.contains(&s) && r.as_temp().is_none_or(|t| self.uses[t as usize] == 0)
+    }
+
+    fn all_die(&self, o: &Op) -> bool {
+        [o.a, o.b].iter().all(|r| r.as_temp().is_none_or(|t| self.uses[t as usize] == 0))
     }
 
     fn setcc(&mut self, index: usize, o: &Op) {
@@ -1006,7 +1027,12 @@ impl Emit<'_> {
         let imm = if value == Ref::NONE { None } else { self.imm(value, o.ty) };
         let direct = value == Ref::NONE || imm.is_some() || value.as_gpr().and_then(pinned).is_some();
         let bits = matches!(o.op, RmwBts | RmwBtr | RmwBtc);
-        let m = if direct && !wants_old && !(bits && imm.is_none()) && !step && !matches!(o.op, RmwXchg | RmwAdc | RmwSbb) {
+        let m = if direct
+            && !wants_old
+            && !(bits && imm.is_none())
+            && !step
+            && !matches!(o.op, RmwXchg | RmwAdc | RmwSbb)
+        {
             CHECKED
         } else {
             self.collapse()

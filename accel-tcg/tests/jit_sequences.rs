@@ -1,0 +1,428 @@
+//! Random sequences of instructions on the JIT and on the interpreter: registers, flags, memory and the place of a
+//! fault must agree.
+
+use anura_accel::{Accelerator, Budget, Vcpu, VcpuExit};
+use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
+use anura_accel_tcg::{Interp, JitEngine};
+use anura_vmcore::CpuSignal;
+use anura_x86::{Activity, CpuState};
+
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 8
+    }
+    fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+    fn value(&mut self) -> u64 {
+        match self.below(5) {
+            0 => [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0x7fff_ffff, 0x8000_0000, 1 << 63, !0, !0 >> 1]
+                [self.below(12) as usize],
+            1 => self.below(64),
+            2 => (self.next() as i32) as u64,
+            _ => self.next() << 8 ^ self.next(),
+        }
+    }
+}
+
+const CODE: u64 = 0x1_0000;
+const DATA: u64 = 0x2_0000;
+const ROOT: u64 = 0x10_0000;
+
+/// RBX points into the data and RSP to a stack; nothing else may be written to them.
+const BASE: u8 = 3;
+
+fn register(n: &mut Numbers) -> u8 {
+    loop {
+        let r = n.below(16) as u8;
+        if r != BASE && r != 4 {
+            return r;
+        }
+    }
+}
+
+/// Prefixes, opcode and operands: ModRM with a register or memory.
+fn modrm(
+    n: &mut Numbers,
+    out: &mut Vec<u8>,
+    size: u64,
+    opcode: &[u8],
+    reg: Option<u8>,
+    mem: u64,
+    lock: bool,
+) {
+    let r = reg.unwrap_or_else(|| register(n));
+    let memory = n.below(100) < mem;
+    if lock && memory && n.below(4) == 0 {
+        out.push(0xf0);
+    }
+    if size == 16 {
+        out.push(0x66);
+    }
+    let (mandatory, opcode) = match opcode[0] {
+        0xf2 | 0xf3 if opcode.len() > 1 => (Some(opcode[0]), &opcode[1..]),
+        _ => (None, opcode),
+    };
+    out.extend(mandatory);
+    let w = u8::from(size == 64) << 3;
+    if memory {
+        let index = if n.below(3) == 0 { Some(register(n)) } else { None };
+        let (x, base, sib) = match index {
+            Some(i) => (i >> 3, BASE, Some(i)),
+            None => (0, BASE, None),
+        };
+        // An index that is 0 to 63 most of the time is the sequence's business; others fault, which is fine too.
+        out.push(0x40 | w | (r >> 3) << 2 | x << 1);
+        out.extend(opcode);
+        let disp = match n.below(20) {
+            0 => 0xff8 + n.below(16),
+            1 => n.below(0x4000),
+            _ => n.below(0xf00),
+        } as u32;
+        match sib {
+            Some(i) => {
+                out.push(0x84 | (r & 7) << 3);
+                out.push((n.below(4) as u8) << 6 | (i & 7) << 3 | base);
+            }
+            None => out.push(0x80 | (r & 7) << 3 | base),
+        }
+        out.extend(disp.to_le_bytes());
+    } else {
+        let m = register(n);
+        out.push(0x40 | w | (r >> 3) << 2 | m >> 3);
+        out.extend(opcode);
+        out.push(0xc0 | (r & 7) << 3 | m & 7);
+    }
+}
+
+fn immediate(n: &mut Numbers, out: &mut Vec<u8>, size: u64) {
+    let v = n.value();
+    match size {
+        8 => out.push(v as u8),
+        16 => out.extend((v as u16).to_le_bytes()),
+        _ => out.extend((v as u32).to_le_bytes()),
+    }
+}
+
+/// One instruction.
+fn instruction(n: &mut Numbers) -> Vec<u8> {
+    let mut o = Vec::new();
+    let size = [8, 16, 32, 32, 64, 64][n.below(6) as usize];
+    let wide = [16, 32, 64][n.below(3) as usize];
+    let big = [32, 64][n.below(2) as usize];
+    let s = u8::from(size != 8);
+    match n.below(46) {
+        0..=5 => {
+            let op = n.below(8) as u8;
+            let lock = op != 7;
+            modrm(n, &mut o, size, &[op << 3 | s], None, 40, lock);
+        }
+        6..=9 => {
+            let op = n.below(8) as u8;
+            modrm(n, &mut o, size, &[op << 3 | 2 | s], None, 40, false);
+        }
+        10..=12 => {
+            let op = n.below(8) as u8;
+            modrm(n, &mut o, size, &[0x80 | s], Some(op), 40, op != 7);
+            immediate(n, &mut o, size);
+        }
+        13 => modrm(n, &mut o, size, &[0x84 | s], None, 30, false),
+        14 => {
+            modrm(n, &mut o, size, &[0xf6 | s], Some(0), 30, false);
+            immediate(n, &mut o, size);
+        }
+        15 | 16 => modrm(n, &mut o, size, &[0x88 | s], None, 70, false),
+        17..=19 => modrm(n, &mut o, size, &[0x8a | s], None, 70, false),
+        20 => {
+            modrm(n, &mut o, size, &[0xc6 | s], Some(0), 60, false);
+            immediate(n, &mut o, size);
+        }
+        21 => {
+            let op = [0xb6, 0xb7, 0xbe, 0xbf][n.below(4) as usize];
+            modrm(n, &mut o, wide, &[0x0f, op], None, 50, false);
+        }
+        22 => modrm(n, &mut o, big, &[0x63], None, 50, false),
+        23 => modrm(n, &mut o, wide, &[0x8d], None, 100, false),
+        24..=26 => {
+            let op = [0, 1, 2, 3, 4, 5, 7][n.below(7) as usize];
+            let form = [0xc0, 0xd0, 0xd2][n.below(3) as usize];
+            modrm(n, &mut o, size, &[form | s], Some(op), 25, false);
+            if form == 0xc0 {
+                let c = n.below(70) as u8;
+                o.push(c);
+            }
+        }
+        27 => modrm(n, &mut o, wide, &[0x0f, 0xaf], None, 40, false),
+        28 => {
+            modrm(n, &mut o, wide, &[0x69], None, 40, false);
+            immediate(n, &mut o, wide);
+        }
+        29 => {
+            let op = [4, 5][n.below(2) as usize];
+            modrm(n, &mut o, size, &[0xf6 | s], Some(op), 30, false);
+        }
+        30 => {
+            let op = [6, 7][n.below(2) as usize];
+            modrm(n, &mut o, size, &[0xf6 | s], Some(op), 30, false);
+        }
+        31 => {
+            let op = [2, 3][n.below(2) as usize];
+            modrm(n, &mut o, size, &[0xf6 | s], Some(op), 40, true);
+        }
+        32 | 33 => {
+            let op = n.below(2) as u8;
+            modrm(n, &mut o, size, &[0xfe | s], Some(op), 40, true);
+        }
+        34 => {
+            let c = n.below(16) as u8;
+            modrm(n, &mut o, 8, &[0x0f, 0x90 | c], Some(0), 40, false);
+        }
+        35 => {
+            let c = n.below(16) as u8;
+            modrm(n, &mut o, wide, &[0x0f, 0x40 | c], None, 40, false);
+        }
+        36 => {
+            let op = [0xa3, 0xab, 0xb3, 0xbb][n.below(4) as usize];
+            modrm(n, &mut o, wide, &[0x0f, op], None, 0, true);
+        }
+        37 => {
+            let op = 4 + n.below(4) as u8;
+            modrm(n, &mut o, wide, &[0x0f, 0xba], Some(op), 40, op != 4);
+            let c = n.next() as u8;
+            o.push(c);
+        }
+        38 => {
+            let op: &[u8] = [
+                &[0x0f, 0xbc][..],
+                &[0x0f, 0xbd],
+                &[0xf3, 0x0f, 0xbc],
+                &[0xf3, 0x0f, 0xbd],
+                &[0xf3, 0x0f, 0xb8],
+            ][n.below(5) as usize];
+            modrm(n, &mut o, wide, op, None, 40, false);
+        }
+        39 => {
+            let r = register(n);
+            o.extend([0x40 | u8::from(big == 64) << 3 | r >> 3, 0x0f, 0xc8 | r & 7]);
+        }
+        40 => modrm(n, &mut o, size, &[0x86 | s], None, 50, true),
+        41 => modrm(n, &mut o, size, &[0x0f, 0xc0 | s], None, 50, true),
+        42 => modrm(n, &mut o, size, &[0x0f, 0xb0 | s], None, 60, true),
+        43 => {
+            let r = register(n);
+            if n.below(2) == 0 {
+                o.extend([0x40 | r >> 3, 0x50 | r & 7]);
+            } else {
+                o.extend([0x40 | r >> 3, 0x58 | r & 7]);
+            }
+        }
+        44 => {
+            let two = [[0x66, 0x98], [0x90, 0x98], [0x48, 0x98], [0x66, 0x99], [0x90, 0x99], [0x48, 0x99]];
+            match n.below(4) {
+                0 => o.push([0xf5, 0xf8, 0xf9, 0x9e, 0x9f][n.below(5) as usize]),
+                1 => {
+                    // AH to BH without REX.
+                    let op =
+                        [0x00, 0x02, 0x20, 0x22, 0x28, 0x30, 0x38, 0x88, 0x8a, 0x84][n.below(10) as usize];
+                    let (r, m) =
+                        ([0, 1, 2, 4, 5, 6, 7][n.below(7) as usize], [0, 1, 2, 4, 5, 6][n.below(6) as usize]);
+                    o.extend([op, 0xc0 | r << 3 | m]);
+                }
+                _ => o.extend(two[n.below(6) as usize]),
+            }
+        }
+        _ => {
+            // VEX: ANDN, BZHI, BEXTR, SHLX, SHRX, SARX, PDEP, PEXT, MULX, RORX.
+            let (pp, op) = [
+                (0, 0xf2),
+                (0, 0xf5),
+                (0, 0xf7),
+                (1, 0xf7),
+                (3, 0xf7),
+                (2, 0xf7),
+                (3, 0xf5),
+                (2, 0xf5),
+                (3, 0xf6),
+            ][n.below(9) as usize];
+            let (r, v, m) = (register(n), register(n), register(n));
+            let w = n.below(2) as u8;
+            o.extend([0xc4, (!(r >> 3) & 1) << 7 | 1 << 6 | (!(m >> 3) & 1) << 5 | 2]);
+            o.extend([w << 7 | (!v & 15) << 3 | pp, op, 0xc0 | (r & 7) << 3 | m & 7]);
+        }
+    }
+    o
+}
+
+/// A sequence with a few forward branches, and a loop around it; ends in HLT.
+fn sequence(n: &mut Numbers, length: u64) -> Vec<u8> {
+    let mut o = Vec::new();
+    for _ in 0..length {
+        if n.below(9) == 0 {
+            let i = instruction(n);
+            o.extend([0x70 | n.below(16) as u8, i.len() as u8]);
+            o.extend(i);
+        } else {
+            o.extend(instruction(n));
+        }
+    }
+    o.push(0xf4);
+    o
+}
+
+struct Side {
+    bed: TestBed,
+    vcpu: Box<dyn Vcpu>,
+}
+
+impl Side {
+    fn new(engine: &dyn Accelerator) -> Side {
+        let bed = TestBed::new(4 << 20, "max");
+        let mut next = ROOT + 0x1000;
+        for page in 0..4 {
+            bed.map_page(ROOT, &mut next, CODE + page * 0x1000, CODE + page * 0x1000 | 7);
+        }
+        for page in 0..8 {
+            // The last is missing, one is read-only.
+            let rights = [7, 7, 7, 7, 7, 7, 5, 0][page as usize];
+            bed.map_page(ROOT, &mut next, DATA + page * 0x1000, DATA + page * 0x1000 | rights);
+        }
+        let vm = engine.create_vm(&bed.spaces, &bed.config).unwrap();
+        let vcpu = vm.create_vcpu(0, CpuSignal::new()).unwrap();
+        Side { bed, vcpu }
+    }
+
+    fn run(
+        &mut self,
+        code: &[u8],
+        data: &[u8],
+        state: &CpuState,
+        budget: Budget,
+    ) -> (VcpuExit, CpuState, Vec<u8>) {
+        let mut old = vec![0; code.len()];
+        self.bed.ram.read(CODE, &mut old);
+        if old != code {
+            self.bed.ram.write(CODE, code);
+        }
+        self.bed.ram.write(DATA, data);
+        self.vcpu.set_state(state).unwrap();
+        let mut exit = self.vcpu.run(budget);
+        if matches!(exit, VcpuExit::BudgetSpent) && matches!(budget, Budget::Unlimited) {
+            exit = self.vcpu.run(budget);
+        }
+        let mut now = vec![0; data.len()];
+        self.bed.ram.read(DATA, &mut now);
+        (exit, self.vcpu.state(), now)
+    }
+}
+
+/// The mode that sequences run in.
+fn base(bed: &TestBed) -> CpuState {
+    let mut cpu = bed.cpu();
+    enter_long_mode(&mut cpu, ROOT, 0);
+    cpu.env.rip = CODE;
+    cpu.save_state()
+}
+
+fn start(n: &mut Numbers, base: &CpuState) -> CpuState {
+    let mut s = base.clone();
+    for r in &mut s.gpr {
+        *r = n.value();
+    }
+    s.gpr[usize::from(BASE)] = DATA + 0x1000;
+    s.gpr[4] = DATA + 0x5000 + n.below(64);
+    s.rflags = 2 | n.next() & 0x8d5;
+    s
+}
+
+fn compare(engine: &JitEngine, budget: Option<u64>, seed: u64, rounds: u64) {
+    let mut n = Numbers(seed);
+    let mut interp = Side::new(&Interp);
+    let mut jit = Side::new(engine);
+    let base = base(&interp.bed);
+    for round in 0..rounds {
+        let length = 1 + n.below(if round % 4 == 0 { 3 } else { 24 });
+        let code = sequence(&mut n, length);
+        for _ in 0..3 {
+            let state = start(&mut n, &base);
+            let data: Vec<u8> = (0..0x7000).map(|_| n.next() as u8).collect();
+            let budget = budget.map_or(Budget::Unlimited, |b| Budget::Instructions(1 + n.below(b)));
+            let (e1, s1, d1) = interp.run(&code, &data, &state, budget);
+            let (e2, s2, d2) = jit.run(&code, &data, &state, budget);
+            let show = || {
+                let mut text = String::new();
+                let mut d = iced_x86::Decoder::with_ip(64, &code, CODE, 0);
+                while d.can_decode() {
+                    let i = d.decode();
+                    text += &format!(
+                        "{:x} {:02x?} {:?} {:?} {:?} {:?}\n",
+                        i.ip(),
+                        &code[(i.ip() - CODE) as usize..(i.next_ip() - CODE) as usize],
+                        i.code(),
+                        i.op0_register(),
+                        i.op1_register(),
+                        i.memory_size()
+                    );
+                }
+                format!("{text}start {:x?} flags {:x}\n", state.gpr, state.rflags)
+            };
+            assert_eq!(
+                format!("{e1:?}"),
+                format!("{e2:?}"),
+                "round {round} rip {:x} {:x}\n{}",
+                s1.rip,
+                s2.rip,
+                show()
+            );
+            if s1 != s2 {
+                for r in 0..16 {
+                    if s1.gpr[r] != s2.gpr[r] {
+                        eprintln!("r{r}: interp {:x} jit {:x}", s1.gpr[r], s2.gpr[r]);
+                    }
+                }
+                panic!(
+                    "round {round}: rip {:x} {:x} flags {:x} {:x}\n{}",
+                    s1.rip,
+                    s2.rip,
+                    s1.rflags,
+                    s2.rflags,
+                    show()
+                );
+            }
+            if let Some(at) = (0..d1.len()).find(|i| d1[*i] != d2[*i]) {
+                panic!("round {round}: data at {at:x}: {:02x} {:02x}\n{}", d1[at], d2[at], show());
+            }
+            assert!(s1.activity != Activity::WaitForSipi);
+        }
+    }
+}
+
+fn rounds() -> u64 {
+    std::env::var("ANURA_JIT_ROUNDS").ok().and_then(|v| v.parse().ok()).unwrap_or(4_000)
+}
+
+fn seed() -> u64 {
+    std::env::var("ANURA_JIT_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(0x1234_5678)
+}
+
+#[test]
+fn sequences_end_as_they_do_on_the_interpreter() {
+    if let Err(e) = anura_accel_tcg::generated_code() {
+        println!("skipped: this host gives no memory for generated code: {e}");
+        return;
+    }
+    compare(&JitEngine::default(), None, seed(), rounds());
+}
+
+#[test]
+fn budgets_end_sequences_where_they_do_on_the_interpreter() {
+    if let Err(e) = anura_accel_tcg::generated_code() {
+        println!("skipped: this host gives no memory for generated code: {e}");
+        return;
+    }
+    compare(&JitEngine { exact: true, ..JitEngine::default() }, Some(60), seed() ^ 0xabcdef, rounds());
+}
