@@ -368,6 +368,7 @@ impl Buf {
         self.modrm(ty, MAP1 | 0x83 | u16::from(n) << 3, r, rm, false, false);
     }
     /// A three-operand VEX instruction: `pp` 0 none, 1 66, 2 F3, 3 F2; `map` 2 or 3; `v` the second operand.
+    #[allow(clippy::too_many_arguments)] // the fields of the prefix, in its order
     pub fn vex(&mut self, pp: u8, map: u8, op: u8, ty: Ty, r: Reg, v: Reg, rm: Rm) {
         let (x, b) = match rm {
             Rm::Reg(n) => (0, n >> 3),

@@ -38,8 +38,10 @@ pub(crate) struct Block {
     cold: u32,
     sites: Box<[Site]>,
     offsets: Box<[u8]>,
-    // Held for the code, which has their addresses.
+    // Held, and boxed, for the code, which has their addresses.
+    #[allow(clippy::vec_box)]
     _helpers: Vec<Box<Helper>>,
+    #[allow(clippy::vec_box)]
     _steps: Vec<Box<Step>>,
     /// Slots that lead here; bit 0 set for those with an epoch.
     preds: Vec<u32>,

@@ -51,6 +51,7 @@ fn volatile(r: Reg) -> bool {
 
 type A = VecAssembler<X64Relocation>;
 
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
 fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
     for n in GPRS {
         if let Some(h) = pinned(n).filter(|h| which(*h)) {
@@ -59,6 +60,7 @@ fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
     }
 }
 
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
 fn load(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
     for n in GPRS {
         if let Some(h) = pinned(n).filter(|h| which(*h)) {

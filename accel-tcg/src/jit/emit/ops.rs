@@ -107,13 +107,14 @@ impl Emit<'_> {
         }
         // XADD and XCHG with memory.
         if matches!(o.op, RmwAdd | RmwXchg)
-            && let Some(t) = o.dst.as_temp()
-            && self.uses[t as usize] > 0
+            && o.dst.as_temp().is_some_and(|t| self.uses[t as usize] > 0)
+            && is(1, Mov)
+            && rest[1].a == o.dst
+            && rest[1].dst == o.b
+            && rest.len() == 2
         {
-            if is(1, Mov) && rest[1].a == o.dst && rest[1].dst == o.b && rest.len() == 2 {
-                self.exchange(index, o, &rest[1]);
-                return 2;
-            }
+            self.exchange(index, o, &rest[1]);
+            return 2;
         }
         0
     }
@@ -1027,16 +1028,8 @@ impl Emit<'_> {
         let imm = if value == Ref::NONE { None } else { self.imm(value, o.ty) };
         let direct = value == Ref::NONE || imm.is_some() || value.as_gpr().and_then(pinned).is_some();
         let bits = matches!(o.op, RmwBts | RmwBtr | RmwBtc);
-        let m = if direct
-            && !wants_old
-            && !(bits && imm.is_none())
-            && !step
-            && !matches!(o.op, RmwXchg | RmwAdc | RmwSbb)
-        {
-            CHECKED
-        } else {
-            self.collapse()
-        };
+        let aside = wants_old || step || matches!(o.op, RmwXchg | RmwAdc | RmwSbb) || bits && imm.is_none();
+        let m = if direct && !aside { CHECKED } else { self.collapse() };
         if wants_old {
             // XCHG or XADD of another shape: through a register that receives the old value.
             let s = self.copy(value, o.ty);
