@@ -138,7 +138,7 @@ impl SoftVcpu {
         smp: bool,
         numbers: Arc<Mutex<Numbers>>,
     ) -> std::io::Result<Self> {
-        let jit = Jit::new(size, counted, smp)?;
+        let jit = Jit::new(size, counted, vm.config.counted, smp)?;
         let mut vcpu = Self::new(vm, id, signal);
         vcpu.numbers = Some(numbers);
         vcpu.cpu.jit.counted = counted;

@@ -258,10 +258,141 @@ fn instruction(n: &mut Numbers) -> Vec<u8> {
     o
 }
 
+/// A vector or x87 instruction.
+fn vector(n: &mut Numbers) -> Vec<u8> {
+    let mut o = Vec::new();
+    let xmm = |n: &mut Numbers| n.below(16) as u8;
+    if n.below(4) == 0 {
+        // x87: registers, then loads and stores.
+        if n.below(2) == 0 {
+            o.extend([0xd8 + n.below(8) as u8, 0xc0 + n.below(0x30) as u8]);
+            if matches!(o[0], 0xdb | 0xda | 0xd9 | 0xdf) {
+                o = vec![0xd9, [0xe8, 0xeb, 0xee, 0xc0, 0xc9, 0xe0, 0xe1][n.below(7) as usize]];
+            }
+        } else {
+            let (op, reg) = [
+                (0xd9, 0),
+                (0xd9, 2),
+                (0xd9, 3),
+                (0xdd, 0),
+                (0xdd, 2),
+                (0xdd, 3),
+                (0xdb, 0),
+                (0xdb, 5),
+                (0xd8, 0),
+                (0xdc, 1),
+                (0xdf, 5),
+                (0xdb, 7),
+            ][n.below(12) as usize];
+            o.extend([op, 0x80 | reg << 3 | BASE]);
+            o.extend((n.below(0xf00) as u32).to_le_bytes());
+        }
+        return o;
+    }
+    let (pp, opcode): (u8, u8) = [
+        (0, 0x58),
+        (1, 0x58),
+        (3, 0x58),
+        (2, 0x58),
+        (0, 0x59),
+        (1, 0x5c),
+        (3, 0x5e),
+        (2, 0x51),
+        (1, 0x54),
+        (0, 0x57),
+        (1, 0xfe),
+        (1, 0xd4),
+        (1, 0xef),
+        (1, 0x6f),
+        (2, 0x6f),
+        (1, 0x7f),
+        (0, 0x10),
+        (0, 0x11),
+        (0, 0x28),
+        (0, 0x29),
+        (1, 0x62),
+        (1, 0x2e),
+        (0, 0x2f),
+        (3, 0x2a),
+        (2, 0x2d),
+        (3, 0x2c),
+        (1, 0x6e),
+        (1, 0x7e),
+        (1, 0x50),
+        (1, 0xd7),
+        (3, 0x10),
+        (3, 0x11),
+        (2, 0x7e),
+        (1, 0xd6),
+        (0, 0x12),
+        (1, 0x74),
+        (1, 0xf4),
+        (1, 0xf6),
+        (0, 0x5b),
+        (3, 0x5a),
+    ][n.below(40) as usize];
+    let vex = n.below(3) == 0 && !matches!(opcode, 0x12);
+    let (r, v, m) = (xmm(n), xmm(n), xmm(n));
+    // These name general registers.
+    let general_reg = matches!(opcode, 0x2c | 0x2d | 0x50 | 0xd7);
+    let general_rm = matches!(opcode, 0x2a | 0x6e | 0x7e) && !(pp == 2 && opcode == 0x7e);
+    let r = if general_reg { register(n) } else { r };
+    let memory = n.below(2) == 0 && !matches!(opcode, 0x50 | 0xd7) || matches!(opcode, 0x12);
+    let m = if general_rm { register(n) } else { m };
+    let w = u8::from((general_reg || general_rm) && n.below(2) == 0 && !matches!(opcode, 0x50 | 0xd7));
+    let b = if memory { 0 } else { m >> 3 };
+    if vex {
+        // Two-operand forms want no second register.
+        let three = matches!(
+            opcode,
+            0x58 | 0x59 | 0x5c | 0x5e | 0x54 | 0x57 | 0xfe | 0xd4 | 0xef | 0x62 | 0x74 | 0xf4 | 0xf6
+        ) || pp >= 2 && matches!(opcode, 0x51 | 0x5a | 0x2a)
+            || pp >= 2 && matches!(opcode, 0x10 | 0x11) && !memory;
+        let v = if three { v } else { 0 };
+        let l = u8::from(
+            n.below(2) == 0
+                && !general_reg
+                && !general_rm
+                && !matches!((pp, opcode), (_, 0xd6 | 0x2e | 0x2f) | (2, 0x7e)),
+        );
+        o.extend([
+            0xc4,
+            (!(r >> 3) & 1) << 7 | 1 << 6 | (!b & 1) << 5 | 1,
+            w << 7 | (!v & 15) << 3 | l << 2 | pp,
+        ]);
+        // In VEX, 2 is F3 and 3 is F2.
+        let at = o.len() - 1;
+        o[at] = o[at] & !3 | [0, 1, 2, 3][pp as usize];
+    } else {
+        match pp {
+            1 => o.push(0x66),
+            2 => o.push(0xf3),
+            3 => o.push(0xf2),
+            _ => {}
+        }
+        o.push(0x40 | w << 3 | (r >> 3) << 2 | b);
+        o.push(0x0f);
+    }
+    o.push(opcode);
+    if memory {
+        o.push(0x80 | (r & 7) << 3 | BASE);
+        let disp = if n.below(4) == 0 { n.below(0x1200) } else { n.below(0xf0) * 16 } as u32;
+        o.extend(disp.to_le_bytes());
+    } else {
+        o.push(0xc0 | (r & 7) << 3 | m & 7);
+    }
+    o
+}
+
 /// A sequence with a few forward branches, and a loop around it; ends in HLT.
 fn sequence(n: &mut Numbers, length: u64) -> Vec<u8> {
     let mut o = Vec::new();
+    let vectors = n.below(2) == 0;
     for _ in 0..length {
+        if vectors && n.below(2) == 0 {
+            o.extend(vector(n));
+            continue;
+        }
         if n.below(9) == 0 {
             let i = instruction(n);
             o.extend([0x70 | n.below(16) as u8, i.len() as u8]);
@@ -325,6 +456,9 @@ fn base(bed: &TestBed) -> CpuState {
     let mut cpu = bed.cpu();
     enter_long_mode(&mut cpu, ROOT, 0);
     cpu.env.rip = CODE;
+    cpu.env.cr4 |= anura_x86::regs::cr4::OSXSAVE;
+    cpu.env.xcr0 = 7;
+    cpu.after_load();
     cpu.save_state()
 }
 
@@ -336,6 +470,13 @@ fn start(n: &mut Numbers, base: &CpuState) -> CpuState {
     s.gpr[usize::from(BASE)] = DATA + 0x1000;
     s.gpr[4] = DATA + 0x5000 + n.below(64);
     s.rflags = 2 | n.next() & 0x8d5;
+    for at in (160..416).chain(576..832).step_by(8) {
+        let v = match n.below(3) {
+            0 => (n.below(1000) as f64).to_bits(),
+            _ => n.value(),
+        };
+        s.xsave.bytes[at..at + 8].copy_from_slice(&v.to_le_bytes());
+    }
     s
 }
 
@@ -379,6 +520,11 @@ fn compare(engine: &JitEngine, budget: Option<u64>, seed: u64, rounds: u64) {
                 show()
             );
             if s1 != s2 {
+                for at in 0..s1.xsave.bytes.len() {
+                    if s1.xsave.bytes[at] != s2.xsave.bytes[at] {
+                        eprintln!("image at {at}: {:x} {:x}", s1.xsave.bytes[at], s2.xsave.bytes[at]);
+                    }
+                }
                 for r in 0..16 {
                     if s1.gpr[r] != s2.gpr[r] {
                         eprintln!("r{r}: interp {:x} jit {:x}", s1.gpr[r], s2.gpr[r]);

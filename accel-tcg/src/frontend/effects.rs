@@ -117,7 +117,13 @@ impl Features {
         }
     }
 
-    /// Everything that this crate knows: for tests.
+    /// Everything that this crate knows.
+    pub fn all_ref() -> &'static Features {
+        static ALL: std::sync::OnceLock<Features> = std::sync::OnceLock::new();
+        ALL.get_or_init(Features::all)
+    }
+
+    /// The same, for tests.
     pub fn all() -> Self {
         let mut allowed = [0; 3];
         let mut add = |f: CpuidFeature| allowed[f as usize / 64] |= 1u64 << (f as usize % 64);

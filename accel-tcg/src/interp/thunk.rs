@@ -75,6 +75,96 @@ pub(crate) struct Opaque {
     gpr: [Option<(u8, bool)>; 3],
 }
 
+/// What an opaque instruction does, apart from its registers' numbers.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub unit: Unit,
+    /// The host's processor has all that it needs.
+    pub host: bool,
+    /// Its result is the vendor's choice.
+    pub pinned: bool,
+    /// An x87 instruction that only concerns control and status.
+    pub control: bool,
+    /// Bytes of the memory operand.
+    pub mem: u8,
+    pub write: bool,
+    pub flags: bool,
+    pub flags_in: bool,
+    /// General registers that it reads and writes, beside those of its address.
+    pub reads: u16,
+    pub writes: u16,
+}
+
+/// The instruction with memory at r10 + r9 and general registers where `host` says; `None` if that cannot be had.
+pub(crate) struct Renamed {
+    pub bytes: Vec<u8>,
+    pub reg: Option<u8>,
+    pub rm: Option<u8>,
+}
+
+/// Rewrites an instruction for translated code.
+pub(crate) fn rename(bytes: &[u8], i: &Instruction, mode: u32, host: &dyn Fn(u8) -> u8) -> Option<Renamed> {
+    let is64 = mode & key::L64 != 0;
+    let sixteen = !is64 && mode & key::CODE32 == 0;
+    let to = Places::Renamed(host);
+    let p = patch(bytes, i, is64, sixteen, to).filter(|p| faithful(p, i, to))?;
+    Some(Renamed { bytes: p.bytes, reg: p.reg, rm: p.rm })
+}
+
+/// What an opaque instruction does.
+pub(crate) fn shape(i: &Instruction) -> Shape {
+    use Mnemonic::*;
+    let m = i.mnemonic();
+    let unit = unit(i);
+    let mut s = Shape {
+        unit,
+        host: host_has(i),
+        pinned: is_pinned(m),
+        control: is_control(m),
+        mem: 0,
+        write: false,
+        flags: i.rflags_modified() & STATUS_BITS != 0,
+        flags_in: i.rflags_read() & STATUS_BITS != 0,
+        reads: 0,
+        writes: 0,
+    };
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(i);
+    for u in info.used_memory() {
+        let only_reads = matches!(
+            u.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::None | OpAccess::NoMemAccess
+        );
+        s.mem = u.memory_size().size().max(i.memory_size().size()).min(128) as u8;
+        s.write |= !only_reads;
+    }
+    for n in 0..i.op_count() {
+        let r = i.op_register(n);
+        if i.op_kind(n) == iced_x86::OpKind::Register && r.is_gpr() {
+            let bit = 1u16 << (crate::frontend::gpr_ref(r.full_register()).0 & 15);
+            let a = info.op_access(n);
+            if !matches!(a, OpAccess::Write | OpAccess::CondWrite | OpAccess::None) {
+                s.reads |= bit;
+            }
+            if !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::None) {
+                s.writes |= bit;
+            }
+        }
+    }
+    if matches!(m, Pcmpestri | Pcmpistri | Pcmpestri64 | Vpcmpestri | Vpcmpestri64 | Vpcmpistri) {
+        s.writes |= 1 << 1;
+    }
+    if m == Fnstsw && i.op0_kind() == iced_x86::OpKind::Register {
+        s.writes |= 1;
+    }
+    s
+}
+
+fn is_control(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(m, Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms | Wait)
+}
+
 /// The executable functions, by what they do.
 pub(crate) struct Arena {
     rw: *mut u8,
@@ -156,8 +246,17 @@ struct Patched {
     rm: Option<u8>,
 }
 
-/// Rewrites prefixes and ModRM: memory becomes `[rbx]`, general registers rcx (reg) and rdx (r/m).
-fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Patched> {
+/// Where the rewritten instruction has its operands.
+#[derive(Clone, Copy)]
+enum Places<'a> {
+    /// Memory at rbx, general registers in rcx (ModRM.reg) and rdx (ModRM.r/m).
+    Thunk,
+    /// Memory at r10 + r9, general registers where this says.
+    Renamed(&'a dyn Fn(u8) -> u8),
+}
+
+/// Rewrites prefixes and ModRM.
+fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool, to: Places<'_>) -> Option<Patched> {
     let mut out = Vec::with_capacity(16);
     let mut at = 0;
     let mut rex = 0;
@@ -190,6 +289,7 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Pat
         .map(|n| i.op_register(n));
     // R, X, B as in REX.
     let (mut r, mut b_bit);
+    let mut x_bit = false;
     let (map, opcode, head);
     if vex {
         let three = bytes.get(at)? == &0xc4;
@@ -258,14 +358,18 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Pat
         };
         if let Some(g) = gpr_operand.filter(|_| map != 0) {
             let n = crate::frontend::gpr_ref(g.full_register()).0 as u8;
+            let host = match to {
+                Places::Thunk => 1 + u8::from(in_rm),
+                Places::Renamed(host) => host(n),
+            };
             if in_rm {
                 rm = Some(n);
-                low = 2;
-                b_bit = false;
+                low = host & 7;
+                b_bit = host >> 3 != 0;
             } else {
                 reg = Some(n);
-                reg_field = 1;
-                r = false;
+                reg_field = host & 7;
+                r = host >> 3 != 0;
             }
         }
         if mem {
@@ -280,8 +384,16 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Pat
             // Whatever displacement there is lies before the immediate.
             let imm = immediate_len(i);
             at = bytes.len().checked_sub(imm)?.max(at);
-            out.push(reg_field << 3 | 3);
-            b_bit = false;
+            match to {
+                Places::Thunk => {
+                    out.push(reg_field << 3 | 3);
+                    b_bit = false;
+                }
+                Places::Renamed(_) => {
+                    out.extend([reg_field << 3 | 4, 0x0a]);
+                    (x_bit, b_bit) = (true, true);
+                }
+            }
         } else {
             out.push(3 << 6 | reg_field << 3 | low);
         }
@@ -297,9 +409,12 @@ fn patch(bytes: &[u8], i: &Instruction, is64: bool, sixteen: bool) -> Option<Pat
     }
     if vex {
         let p1 = &mut out[head + 1];
-        *p1 = *p1 & 0x1f | 0x40 | if r { 0 } else { 0x80 } | if b_bit { 0 } else { 0x20 };
+        *p1 = *p1 & 0x1f
+            | if x_bit { 0 } else { 0x40 }
+            | if r { 0 } else { 0x80 }
+            | if b_bit { 0 } else { 0x20 };
     } else {
-        out[head] |= if r { 4 } else { 0 } | u8::from(b_bit);
+        out[head] |= if r { 4 } else { 0 } | if x_bit { 2 } else { 0 } | u8::from(b_bit);
         if out[head] == 0x40 {
             out.remove(head);
         }
@@ -319,7 +434,7 @@ fn is_blend_by_register(i: &Instruction) -> bool {
 
 /// Whether the rewritten instruction is the original one on the operands that the thunk prepares. What fails here is
 /// not run: the guest must not choose what the host executes.
-fn faithful(p: &Patched, i: &Instruction) -> bool {
+fn faithful(p: &Patched, i: &Instruction, to: Places<'_>) -> bool {
     use iced_x86::{Decoder, DecoderOptions, OpKind};
     let d = Decoder::with_ip(64, &p.bytes, 0, DecoderOptions::NONE).decode();
     if d.is_invalid()
@@ -331,8 +446,15 @@ fn faithful(p: &Patched, i: &Instruction) -> bool {
     }
     (0..i.op_count()).all(|n| match (i.op_kind(n), d.op_kind(n)) {
         (OpKind::Memory, OpKind::Memory) => {
-            d.memory_base() == Register::RBX
-                && d.memory_index() == Register::None
+            let there = match to {
+                Places::Thunk => d.memory_base() == Register::RBX && d.memory_index() == Register::None,
+                Places::Renamed(_) => {
+                    d.memory_base() == Register::R10
+                        && d.memory_index() == Register::R9
+                        && d.memory_index_scale() == 1
+                }
+            };
+            there
                 && d.memory_displacement64() == 0
                 && d.segment_prefix() == Register::None
                 && d.memory_size() == i.memory_size()
@@ -340,8 +462,12 @@ fn faithful(p: &Patched, i: &Instruction) -> bool {
         (OpKind::Register, OpKind::Register) => {
             let (was, is) = (i.op_register(n), d.op_register(n));
             if was.is_gpr() && (p.reg.is_some() || p.rm.is_some()) {
-                let want = if p.reg.is_some() { Register::RCX } else { Register::RDX };
-                is.full_register() == want && is.size() == was.size()
+                let place = match (to, p.reg.or(p.rm)) {
+                    (Places::Renamed(host), Some(n)) => host(n),
+                    _ if p.reg.is_some() => 1,
+                    _ => 2,
+                };
+                crate::frontend::gpr_ref(is.full_register()).0 == u16::from(place) && is.size() == was.size()
             } else {
                 is == was
             }
@@ -408,7 +534,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
         Mnemonic::Fninit | Mnemonic::Fnsave | Mnemonic::Fnstenv | Mnemonic::Fldenv | Mnemonic::Frstor
     );
     let arena = arena.filter(|_| host_has(&i) && !pointers);
-    let patched = patch(bytes, &i, is64, sixteen).filter(|p| faithful(p, &i));
+    let patched = patch(bytes, &i, is64, sixteen, Places::Thunk).filter(|p| faithful(p, &i, Places::Thunk));
     let (reg, rm) = patched.as_ref().map_or((None, None), |p| (p.reg, p.rm));
     let unit = unit(&i);
     let vex = unit == Unit::Avx;
@@ -416,10 +542,7 @@ pub(crate) fn prepare(arena: Option<&mut Arena>, bytes: &[u8], mode: u32) -> Opa
     // Conversions between MMX and SSE registers belong to both.
     o.mxcsr = unit != Unit::X87 && uses_mxcsr(&i);
     use Mnemonic::*;
-    o.control = matches!(
-        i.mnemonic(),
-        Fldcw | Fnstcw | Fnstsw | Fnstenv | Fldenv | Fnsave | Frstor | Fninit | Fnclex | Emms | Wait
-    );
+    o.control = is_control(i.mnemonic());
     o.loads_control = matches!(i.mnemonic(), Fldcw | Fldenv | Frstor);
     o.waits = o.x87
         && !matches!(

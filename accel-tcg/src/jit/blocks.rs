@@ -98,7 +98,7 @@ unsafe impl Send for Jit {}
 
 impl Jit {
     /// With `size` bytes for code; fails where the host forbids generated code.
-    pub fn new(size: usize, counted: bool, smp: bool) -> std::io::Result<Jit> {
+    pub fn new(size: usize, counted: bool, pinned: bool, smp: bool) -> std::io::Result<Jit> {
         let mut arena = Arena::new(size)?;
         #[cfg(target_arch = "x86_64")]
         let (avx, bmi) = (
@@ -115,7 +115,7 @@ impl Jit {
             stub_bytes: arena.used()[0],
             arena,
             stubs,
-            options: Options { counted, bmi, smp },
+            options: Options { counted, bmi, pinned, smp },
             blocks: Vec::new(),
             index: HashMap::default(),
             pages: HashMap::default(),

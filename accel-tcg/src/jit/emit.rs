@@ -12,6 +12,7 @@ pub(super) use access::{STACK, WRITE};
 mod access;
 mod flags;
 mod ops;
+mod vector;
 
 use super::asm::{Buf, Mem, Reg, Rm, reg};
 use super::stubs::Stub;
@@ -163,6 +164,8 @@ pub(crate) struct Options {
     pub counted: bool,
     /// The host has BMI1, BMI2 and LZCNT.
     pub bmi: bool,
+    /// Results that are the vendor's choice come from portable code.
+    pub pinned: bool,
     /// More than one processor: locked operations must be.
     pub smp: bool,
 }
@@ -219,6 +222,9 @@ pub(super) struct Emit<'a> {
     locked: [bool; 2],
     insn: u8,
     crosses: bool,
+    /// Vector and x87 registers are known to be in the host's.
+    vectors: bool,
+    x87: bool,
     arena: Option<&'a mut thunk::Arena>,
 }
 
@@ -262,6 +268,8 @@ impl<'a> Emit<'a> {
             locked: [false; 2],
             insn: 0,
             crosses,
+            vectors: false,
+            x87: false,
             arena,
         };
         e.out.hot.bytes.reserve(b.ops.len() * 24 + 64);
@@ -452,8 +460,14 @@ impl<'a> Emit<'a> {
         self.out.hot.mov_imm(reg::R10, p as u64);
         let c = self.out.hot.call();
         self.fix_hot(c, To::Stub(Stub::Step));
+        self.called();
+    }
+
+    /// After a call that may have done anything.
+    fn called(&mut self) {
         self.fl = Fl::Env { carry: None };
         self.host = 0;
+        (self.vectors, self.x87) = (false, false);
     }
 
     fn rip_after(&self, insn: Insn) -> u64 {
@@ -512,8 +526,7 @@ impl<'a> Emit<'a> {
         self.out.hot.mov_imm(reg::R10, p as u64);
         let c = self.out.hot.call();
         self.fix_hot(c, To::Stub(Stub::Helper));
-        self.fl = Fl::Env { carry: None };
-        self.host = 0;
+        self.called();
     }
 
     // ---- scratch registers and temporaries ----

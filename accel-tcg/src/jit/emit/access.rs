@@ -193,6 +193,12 @@ impl Emit<'_> {
                 self.hold = [Hold::Op; 2];
             }
         }
+        if attr.aligned() {
+            self.out.hot.test_rm_i(Ty::I8, Rm::Reg(reg::R9), len as i32 - 1);
+            let at = self.bail();
+            let j = self.out.hot.jcc(Cond::Nz);
+            self.fix_hot(j, To::Cold(at));
+        }
         let hot = &mut self.out.hot;
         if self.options.bmi {
             hot.rorx(Ty::I64, reg::R10, reg::R9, 7);
@@ -220,12 +226,6 @@ impl Emit<'_> {
         self.site();
         let j = self.out.cold.jmp();
         self.fix_cold(j, To::Hot(back));
-        if attr.aligned() {
-            self.out.hot.test_rm_i(Ty::I8, Rm::Reg(reg::R9), len as i32 - 1);
-            let at = self.bail();
-            let j = self.out.hot.jcc(Cond::Nz);
-            self.fix_hot(j, To::Cold(at));
-        }
     }
 
     /// After [`Emit::check`]: the address in r9 alone, which frees r10.

@@ -22,7 +22,7 @@ impl Emit<'_> {
             let f = o.attr.flags();
             let last = n + 1 == group.len();
             let ok = match o.op {
-                Mov => is_int(o.ty),
+                Mov => is_int(o.ty) || last && self.vectors_run(),
                 Zext | Sext | Not | Ea | Jmp | JmpInd | Exit | ChkRip | Brnz => true,
                 Add | Sub | And | Or | Xor | Cmp | Test | Neg | Inc | Dec => true,
                 Adc | Sbb => produced || self.tests(Cond::B, n),
@@ -55,7 +55,8 @@ impl Emit<'_> {
                 Pdep | Pext => self.options.bmi && matches!(o.ty, Ty::I32 | Ty::I64),
                 Setcc | Br => produced || self.tests(o.cond(), n),
                 Select => (produced || self.tests(o.cond(), n)) && is_int(o.ty),
-                Ld | LdW | St => is_int(o.ty),
+                Ld | LdW | St => is_int(o.ty) || last && self.vectors_run(),
+                X86 => last && self.renames(o),
                 RmwAdd | RmwSub | RmwAnd | RmwOr | RmwXor | RmwInc | RmwDec | RmwNeg | RmwNot | RmwXchg => {
                     true
                 }
@@ -78,6 +79,11 @@ impl Emit<'_> {
             produced |= matches!(o.op, Cmp | Test) && f || matches!(o.op, RmwCmpxchg);
         }
         true
+    }
+
+    /// Whether 128-bit moves run here.
+    fn vectors_run(&self) -> bool {
+        self.b.key & crate::mode::key::FPX == 0
     }
 
     /// Whether operation `n` of an instruction will be able to test a condition: operations before it may cost the
@@ -123,6 +129,8 @@ impl Emit<'_> {
     pub(super) fn op(&mut self, index: usize, o: &Op) {
         use Opcode::*;
         match o.op {
+            Mov | Ld | St if o.ty == Ty::V128 => self.mov128(o),
+            X86 => self.opaque(index, o),
             Mov => self.mov(index, o),
             Zext | Sext => self.extend(index, o),
             Add if !o.attr.flags() && self.lea_add(index, o) => {}

@@ -1,0 +1,178 @@
+//! Vector, x87 and MMX instructions: the guest's own bytes with their operands renamed.
+//!
+//! The registers live in the host's from the first such instruction on (the environment's `live` says so) until a
+//! call or an exit brings them home. With an unmasked exception somewhere, the interpreter runs these instructions.
+
+use super::super::asm::{Mem, Rm, reg};
+use super::super::stubs::Stub;
+use super::{CHECKED, Emit, Hold, To, at, pinned};
+use crate::frontend::effects::{Features, Unit};
+use crate::interp::thunk::{self, Shape};
+use crate::ir::op::flag;
+use crate::ir::{Cond, Op, Opcode, Ref, Ty};
+use crate::mode::key;
+use anura_x86::XsaveImage;
+use iced_x86::Mnemonic;
+use std::mem::offset_of;
+
+const IMAGE: i32 = at::FPU + offset_of!(XsaveImage, bytes) as i32;
+const FIP: i32 = IMAGE + 8;
+const FDP: i32 = IMAGE + 16;
+
+/// An instruction ready to be written.
+struct Ready {
+    bytes: Vec<u8>,
+    shape: Shape,
+    /// Nothing is left of it.
+    nothing: bool,
+    /// A guest register without one of the host's that it reads or writes.
+    spare: Option<u8>,
+}
+
+impl Emit<'_> {
+    /// Whether an opaque instruction can be written.
+    pub(super) fn renames(&self, o: &Op) -> bool {
+        self.rename(o).is_some()
+    }
+
+    fn rename(&self, o: &Op) -> Option<Ready> {
+        let b = self.b;
+        if b.key & key::FPX != 0 {
+            return None;
+        }
+        let bytes = &b.opaques.get(o.imm as usize)?.bytes;
+        let features = Features::all_ref();
+        let i = crate::frontend::decode::decode(bytes, 0, b.key, features).ok()?;
+        let shape = thunk::shape(&i);
+        if !shape.host || shape.pinned && self.options.pinned || shape.flags_in {
+            return None;
+        }
+        use Mnemonic::*;
+        if i.mnemonic() == Wait {
+            return Some(Ready { bytes: Vec::new(), shape, nothing: true, spare: None });
+        }
+        if shape.control && !matches!(i.mnemonic(), Fnstcw | Fnstsw) {
+            return None;
+        }
+        let host = |n: u8| pinned(n).unwrap_or(reg::R10);
+        let p = thunk::rename(bytes, &i, b.key, &host)?;
+        let spare = p.reg.or(p.rm).filter(|n| pinned(*n).is_none());
+        Some(Ready { bytes: p.bytes, shape, nothing: false, spare })
+    }
+
+    pub(super) fn opaque(&mut self, index: usize, o: &Op) {
+        let Some(r) = self.rename(o) else { unreachable!("it was said to be supported") };
+        if r.nothing {
+            return;
+        }
+        let s = r.shape;
+        for n in 0..16 {
+            if s.writes >> n & 1 != 0 {
+                self.before_write(Ref::gpr(n), index, 0);
+            }
+        }
+        self.ready(matches!(s.unit, Unit::X87 | Unit::Mmx));
+        let mut again = None;
+        if s.mem != 0 {
+            let parts = o.a.as_temp().and_then(|t| match self.temps[t as usize] {
+                super::Temp::Address(p) => Some(p),
+                _ => None,
+            });
+            if s.unit == Unit::X87 && parts.is_none() {
+                // Its address is wanted afterwards too.
+                self.settle(o.a, Ty::I64);
+                if let Some(t) = o.a.as_temp() {
+                    self.uses[t as usize] += 1;
+                }
+            }
+            again = Some(parts);
+            self.check(o.a, s.mem.into(), s.write, o.attr);
+        }
+        if let Some(n) = r.spare
+            && s.reads >> n & 1 != 0
+        {
+            self.out.hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::gpr(n))));
+        }
+        self.out.hot.bytes.extend_from_slice(&r.bytes);
+        if s.writes & 1 << 1 != 0 || s.flags {
+            self.host = 0;
+        }
+        if let Some(n) = r.spare
+            && s.writes >> n & 1 != 0
+        {
+            self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::gpr(n))), reg::R10);
+        }
+        self.hold = [Hold::Free; 2];
+        if s.flags {
+            self.host = flag::ALL;
+            self.save_host_flags();
+        }
+        if matches!(s.unit, Unit::X87 | Unit::Mmx) && !s.control {
+            self.pointers(again.map(|p| (p, o.a)));
+        }
+    }
+
+    /// Where the last x87 instruction and its operand were.
+    fn pointers(&mut self, mem: Option<(Option<super::Parts>, Ref)>) {
+        let insn = self.b.insns.get(self.insn as usize).copied().unwrap_or_default();
+        let mask = if self.b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
+        let rip = self.b.va.wrapping_add(insn.off.into()) & mask;
+        if rip as i64 == i64::from(rip as i32) {
+            self.out.hot.mov_m_i(Ty::I64, Mem::env(FIP), rip as i32);
+        } else {
+            self.out.hot.mov_imm(reg::R10, rip);
+            self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(FIP)), reg::R10);
+        }
+        let Some((parts, a)) = mem else { return };
+        let s = match parts {
+            Some(p) => {
+                let s = self.scratch();
+                let host = self.host;
+                self.address_into(s, p, Ty::I64);
+                if self.host != host {
+                    self.host = 0;
+                }
+                s
+            }
+            None => self.reg(a, Ty::I64),
+        };
+        self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(FDP)), s);
+    }
+
+    /// Makes sure that the registers are in the host's.
+    pub(super) fn ready(&mut self, x87: bool) {
+        if if x87 { self.x87 } else { self.vectors } {
+            return;
+        }
+        let (bit, stub) = if x87 { (4, Stub::LoadX87) } else { (3, Stub::LoadVectors) };
+        self.out.hot.test_rm_i(Ty::I8, Rm::Mem(Mem::env(at::LIVE)), bit);
+        let j = self.out.hot.jcc(Cond::Z);
+        let back = self.out.hot.len() as u32;
+        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+        let c = self.out.cold.call();
+        self.fix_cold(c, To::Stub(stub));
+        let j = self.out.cold.jmp();
+        self.fix_cold(j, To::Hot(back));
+        self.host = 0;
+        self.vectors = true;
+        self.x87 |= x87;
+    }
+
+    /// 128-bit moves.
+    pub(super) fn mov128(&mut self, o: &Op) {
+        self.ready(false);
+        let (op, r, rm) = match o.op {
+            Opcode::Ld => {
+                self.check(o.a, 16, false, o.attr);
+                (0x10, o.dst.as_xmm().unwrap_or(0), Rm::Mem(CHECKED))
+            }
+            Opcode::St => {
+                self.check(o.a, 16, true, o.attr);
+                (0x11, o.b.as_xmm().unwrap_or(0), Rm::Mem(CHECKED))
+            }
+            // MOVAPS, which touches the low half only.
+            _ => (0x28, o.dst.as_xmm().unwrap_or(0), Rm::Reg(o.a.as_xmm().unwrap_or(0))),
+        };
+        self.out.hot.map1(Ty::I32, op, r, rm);
+    }
+}
