@@ -50,6 +50,35 @@ impl std::hash::Hasher for AddressHasher {
 
 type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 
+/// Which processors have translations from which pages. Marks on a page are taken off by who is alone with it.
+#[derive(Default)]
+pub struct CodePages {
+    owners: Mutex<HashMap<usize, u64, Hasher>>,
+}
+
+impl CodePages {
+    /// A processor is about to translate code of a page: from now on its marks stay.
+    pub(crate) fn own(&self, page: usize, owner: u64) {
+        *self.owners.lock().entry(page).or_default() |= owner;
+    }
+
+    /// A processor has dropped translations of a page; `still`: it has others there. `refresh` puts its own marks in
+    /// place of all others, and is called if nobody else has translations there.
+    pub(crate) fn settle(&self, page: usize, owner: u64, still: bool, refresh: impl FnOnce()) {
+        let mut owners = self.owners.lock();
+        let Some(mask) = owners.get_mut(&page) else { return };
+        if *mask & !owner == 0 {
+            refresh();
+        }
+        if !still {
+            *mask &= !owner;
+            if *mask == 0 {
+                owners.remove(&page);
+            }
+        }
+    }
+}
+
 /// A page that has translations.
 struct Page {
     codes: Vec<*const Code>,
@@ -224,11 +253,8 @@ impl Cache {
         self.bytes > LIMIT || self.arena.as_ref().is_some_and(Arena::full)
     }
 
-    /// Drops everything. No processor may be inside a block.
+    /// Drops everything; the marks on the pages are the caller's business. No processor may be inside a block.
     pub fn clear(&mut self) {
-        for page in self.pages.values() {
-            page.ram.tracker().clear_code(page.offset);
-        }
         self.pages.clear();
         self.index.clear();
         self.codes.clear();
@@ -335,13 +361,19 @@ impl Cache {
             }
             self.index.retain_not(code, *c);
         }
-        let Some(p) = self.pages.get(&page) else { return };
-        p.ram.tracker().clear_code(p.offset);
-        if p.codes.is_empty() {
+        if self.pages.get(&page).is_some_and(|p| p.codes.is_empty()) {
             self.pages.remove(&page);
-            return;
         }
-        self.remark(page);
+    }
+
+    /// Whether there is code from a page.
+    pub fn has_page(&self, page: usize) -> bool {
+        self.pages.contains_key(&page)
+    }
+
+    /// The pages that there is code from.
+    pub fn pages(&self) -> Vec<usize> {
+        self.pages.keys().copied().collect()
     }
 
     /// Marks the bytes of a page that codes were made from.

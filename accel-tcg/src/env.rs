@@ -196,16 +196,27 @@ pub struct VmShared {
     pub config: VmConfig,
     /// Translated code.
     pub code: Arc<crate::cache::Shared>,
+    /// Pages that any processor of the machine has translations from.
+    pub pages: Arc<crate::cache::CodePages>,
 }
 
 impl VmShared {
     /// For a machine; writers of its RAM will report changes of code here.
     pub fn new(spaces: &VmSpaces, config: &VmConfig) -> Arc<Self> {
+        Self::with_pages(spaces, config, Arc::default())
+    }
+
+    /// The same where several processors have translations of their own, each with what this makes.
+    pub fn with_pages(
+        spaces: &VmSpaces,
+        config: &VmConfig,
+        pages: Arc<crate::cache::CodePages>,
+    ) -> Arc<Self> {
         let code = Arc::new(crate::cache::Shared::default());
         for ram in &spaces.ram {
             ram.tracker().add_listener(code.clone());
         }
-        Arc::new(Self { spaces: spaces.clone(), config: config.clone(), code })
+        Arc::new(Self { spaces: spaces.clone(), config: config.clone(), code, pages })
     }
 }
 

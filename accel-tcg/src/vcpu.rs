@@ -15,7 +15,7 @@ use crate::interp::lower::lower;
 use crate::interp::t0::{Code, Exit, Jump, State};
 use crate::interp::{ends_without_trap, enter};
 use crate::ir::Block;
-use crate::jit::engine::Numbers;
+use crate::jit::engine::{Numbers, Setup};
 use crate::jit::{Home, Jit, code as leave};
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
@@ -109,6 +109,10 @@ pub struct SoftVcpu {
     jit: Option<Box<Jit>>,
     /// Where the translations' numbers are shown.
     numbers: Option<Arc<Mutex<Numbers>>>,
+    /// Instructions of a translated block at most.
+    longest: usize,
+    /// Our bit among the owners of pages with translations.
+    owner: u64,
     features: Features,
     /// The local APIC may have something.
     attention: bool,
@@ -124,23 +128,31 @@ impl SoftVcpu {
         let mut cpu = Home::new(Cpu::new(vm, id, signal));
         cpu.env.jit.poll = cpu.signal.poll.as_ptr() as u64;
         cpu.env.jit.mxcsr_host = 0x1f80;
-        SoftVcpu { cpu, jit: None, numbers: None, features, attention: true, kicked: false }
+        SoftVcpu {
+            cpu,
+            jit: None,
+            numbers: None,
+            longest: 64,
+            owner: 1,
+            features,
+            attention: true,
+            kicked: false,
+        }
     }
 
-    /// The same with translated code: `size` bytes for it at most; `counted` if budgets in instructions are to be
-    /// exact; `smp` if other processors run at the same time.
+    /// The same with translated code.
     pub(crate) fn with_jit(
         vm: Arc<VmShared>,
         id: u32,
         signal: Arc<CpuSignal>,
-        size: usize,
-        counted: bool,
-        smp: bool,
-        numbers: Arc<Mutex<Numbers>>,
+        setup: Setup,
     ) -> std::io::Result<Self> {
+        let Setup { size, counted, smp, one_insn, numbers } = setup;
         let jit = Jit::new(size, counted, vm.config.counted, smp)?;
         let mut vcpu = Self::new(vm, id, signal);
+        vcpu.owner = 1 << (id & 63);
         vcpu.numbers = Some(numbers);
+        vcpu.longest = if one_insn { 1 } else { 64 };
         vcpu.cpu.jit.counted = counted;
         vcpu.jit = Some(Box::new(jit));
         Ok(vcpu)
@@ -442,6 +454,11 @@ impl SoftVcpu {
                 self.cpu.env.halted = true;
                 None
             }
+            // Processors with threads of their own need no turn; the host may want to run another of them.
+            Exit::Yield if self.jit.as_ref().is_some_and(|j| j.options.smp) => {
+                std::thread::yield_now();
+                None
+            }
             Exit::Yield => (self.cpu.vm.config.topology.total() > 1).then_some(VcpuExit::BudgetSpent),
             Exit::Fault(insn) => {
                 // SAFETY: the block that faulted is the current one.
@@ -578,27 +595,48 @@ impl SoftVcpu {
 
     /// Drops all translations.
     fn forget(&mut self, cache: &mut Cache) {
+        let mut pages = cache.pages();
+        pages.extend(self.jit.iter().flat_map(|j| j.pages()));
         cache.clear();
         self.cpu.t0.block = ptr::null();
         self.cpu.t0.counts.flushes += 1;
-        self.catch_up(cache);
         if let Some(jit) = &mut self.jit {
             jit.clear(&mut self.cpu);
         }
+        for page in pages {
+            self.settle(cache, page);
+        }
+        self.catch_up(cache);
+    }
+
+    /// After translations of a page were dropped: its marks are made those of the translations left.
+    fn settle(&mut self, cache: &Cache, page: usize) {
+        let jit = self.jit.as_deref();
+        let still = cache.has_page(page) || jit.is_some_and(|j| j.has_page(page));
+        let cpu = &self.cpu;
+        cpu.vm.pages.settle(page, self.owner, still, || {
+            for ram in &cpu.vm.spaces.ram {
+                let start = ram.host_ptr().as_ptr() as usize;
+                if let Some(at) = page.checked_sub(start).filter(|at| (*at as u64) < ram.len()) {
+                    ram.tracker().clear_code(at as u64);
+                }
+            }
+            cache.remark(page);
+            if let Some(j) = jit {
+                j.remark(page);
+            }
+        });
     }
 
     /// Takes over what others did to code and to pages.
     fn catch_up(&mut self, cache: &mut Cache) {
-        let written = self.cpu.catch_up(cache);
-        let Some(jit) = &mut self.jit else { return };
-        for (host, len) in written {
-            jit.invalidate(&mut self.cpu, host, len as usize);
-            // Marks are by page, for both kinds of translation.
+        for (host, len) in self.cpu.catch_up(cache) {
+            if let Some(jit) = &mut self.jit {
+                jit.invalidate(&mut self.cpu, host, len as usize);
+            }
             let mut page = host & !0xfff;
-            while page < host + len as usize {
-                jit.unmark(page);
-                cache.remark(page);
-                jit.remark(page);
+            while page < host + (len as usize).max(1) {
+                self.settle(cache, page);
                 page += 0x1000;
             }
         }
@@ -610,6 +648,7 @@ impl SoftVcpu {
         let within = (linear & 0xfff) as usize;
         let phys = page.phys | within as u64;
         let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
+        cpu.vm.pages.own(page.host as usize, self.owner);
         // Marked before the bytes are read, so that no store between is missed; exact marks follow.
         ram.tracker().mark_code(offset, 1);
         let mut bytes = [0; 0x1000];
@@ -669,6 +708,7 @@ impl SoftVcpu {
         if let Some(p) = second_page
             && let Some((ram, offset)) = cpu.ram_at(p.phys)
         {
+            cpu.vm.pages.own(p.host as usize, self.owner);
             ram.tracker().mark_code(offset, u64::from(block.len()).saturating_sub(in_first).max(1));
             sources.push((p.host as usize, ram, offset & !0xfff));
         }
@@ -832,7 +872,7 @@ impl SoftVcpu {
             }
         }
         let start = Instant::now();
-        let made = self.build(host, page, linear, 64)?;
+        let made = self.build(host, page, linear, self.longest)?;
         let mode = self.cpu.env.mode_key;
         let jit = self.jit.as_mut().ok_or(Refused::Device)?;
         let second = made.second.map(|s| s as usize);

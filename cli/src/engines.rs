@@ -16,11 +16,23 @@ pub const BUILT_IN: [&str; 4] = ["kvm", "jit", "interp", "interp-portable"];
 pub fn make(accel: &AccelConfig, board: &Board) -> Option<Box<dyn Accelerator>> {
     Some(match canonical(&accel.name) {
         "kvm" => Box::new(Kvm::new(Interp).with(kvm_choice(accel, board))),
-        "jit" => Box::new(JitEngine::default()),
+        "jit" => Box::new(jit(accel)),
         "interp" => Box::new(Interp),
         "interp-portable" => Box::new(PortableInterp),
         _ => return None,
     })
+}
+
+/// The JIT as QEMU's words for its own ask for it.
+fn jit(accel: &AccelConfig) -> JitEngine {
+    let property = |key: &str| accel.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
+    let mut engine = JitEngine::default();
+    if let Some(mib) = property("tb-size").and_then(|v| v.parse::<usize>().ok()).filter(|n| *n > 0) {
+        engine.code_bytes = mib << 20;
+    }
+    engine.single_thread = property("thread") == Some("single");
+    engine.one_insn = property("one-insn-per-tb") == Some("on");
+    engine
 }
 
 /// What the options of `-accel kvm` and of the machine ask of KVM.
@@ -45,7 +57,7 @@ fn kvm_choice(accel: &AccelConfig, board: &Board) -> Choice {
 fn canonical(name: &str) -> &str {
     match name {
         // QEMU's word for a software engine.
-        "tcg" => "interp",
+        "tcg" => "jit",
         name => name,
     }
 }
@@ -135,7 +147,7 @@ mod tests {
     #[test]
     fn an_engine_that_is_there_is_taken_silently() {
         assert_eq!(pick(&["interp"]), (Ok("interp"), vec![]));
-        assert_eq!(pick(&["tcg"]), (Ok("interp"), vec![]));
+        assert_eq!(pick(&["tcg"]), (Ok("jit"), vec![]));
     }
 
     #[test]
@@ -151,6 +163,6 @@ mod tests {
     fn a_choice_of_our_own_is_said() {
         let (engine, said) = pick(&[]);
         // Which one it is depends on the host.
-        assert!(matches!(engine, Ok("interp" | "kvm")) && said.len() == 1, "{engine:?} {said:?}");
+        assert!(matches!(engine, Ok("jit" | "kvm")) && said.len() == 1, "{engine:?} {said:?}");
     }
 }

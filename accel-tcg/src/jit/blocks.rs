@@ -144,11 +144,8 @@ impl Jit {
             && self.arena.fits(Part::Slots, 4096))
     }
 
-    /// Drops everything.
+    /// Drops everything; the marks on the pages are the caller's business.
     pub fn clear(&mut self, home: &mut Home) {
-        for page in self.pages.values() {
-            page.ram.tracker().clear_code(page.offset);
-        }
         self.pages.clear();
         self.index.clear();
         self.blocks.clear();
@@ -325,11 +322,14 @@ impl Jit {
         }
     }
 
-    /// Takes all marks off a page.
-    pub fn unmark(&self, page: usize) {
-        if let Some(p) = self.pages.get(&page) {
-            p.ram.tracker().clear_code(p.offset);
-        }
+    /// Whether there are blocks from a page.
+    pub fn has_page(&self, page: usize) -> bool {
+        self.pages.contains_key(&page)
+    }
+
+    /// The pages that there are blocks from.
+    pub fn pages(&self) -> Vec<usize> {
+        self.pages.keys().copied().collect()
     }
 
     /// Runs from a block until something leaves; the exit code with its argument is in the environment.

@@ -1,6 +1,7 @@
 //! The engine `-accel jit`.
 
 use super::blocks::Counts;
+use crate::cache::CodePages;
 use crate::env::VmShared;
 use crate::vcpu::{Interp, SoftVcpu};
 use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, Vcpu, VmConfig, VmSpaces};
@@ -18,13 +19,15 @@ pub struct JitEngine {
     pub single_thread: bool,
     /// Budgets in instructions are exact even where time is not counted.
     pub exact: bool,
+    /// Every block is of one instruction.
+    pub one_insn: bool,
     /// Bytes of translated code at most, for all vCPUs together.
     pub code_bytes: usize,
 }
 
 impl Default for JitEngine {
     fn default() -> Self {
-        JitEngine { single_thread: false, exact: false, code_bytes: CODE }
+        JitEngine { single_thread: false, exact: false, one_insn: false, code_bytes: CODE }
     }
 }
 
@@ -49,6 +52,7 @@ impl Accelerator for JitEngine {
             spaces: spaces.clone(),
             config: config.clone(),
             engine: *self,
+            pages: Arc::default(),
             info: Mutex::default(),
         }))
     }
@@ -58,7 +62,21 @@ struct Vm {
     spaces: VmSpaces,
     config: VmConfig,
     engine: JitEngine,
+    pages: Arc<CodePages>,
     info: Mutex<Vec<Arc<Mutex<Numbers>>>>,
+}
+
+/// How a vCPU is to translate.
+pub(crate) struct Setup {
+    /// Bytes of code at most.
+    pub size: usize,
+    /// Budgets in instructions are exact.
+    pub counted: bool,
+    /// Other processors run at the same time.
+    pub smp: bool,
+    /// Blocks are of one instruction.
+    pub one_insn: bool,
+    pub numbers: Arc<Mutex<Numbers>>,
 }
 
 /// What a vCPU shows of its translations.
@@ -75,16 +93,18 @@ impl AccelVm for Vm {
         let counted = self.config.counted || self.engine.single_thread || self.engine.exact;
         let size = (self.engine.code_bytes / vcpus).clamp(4 << 20, 1 << 30) & !0xffff;
         // Every vCPU has its own translations, and hears of writes to code by itself.
-        let shared = VmShared::new(&self.spaces, &self.config);
+        let shared = VmShared::with_pages(&self.spaces, &self.config, self.pages.clone());
         let numbers = Arc::new(Mutex::new(Numbers::default()));
         self.info.lock().push(numbers.clone());
-        SoftVcpu::with_jit(shared, id, signal, size, counted, vcpus > 1 && !counted, numbers)
-            .map(|v| Box::new(v) as Box<dyn Vcpu>)
-            .map_err(|source| AccelError::Host {
+        let setup =
+            Setup { size, counted, smp: vcpus > 1 && !counted, one_insn: self.engine.one_insn, numbers };
+        SoftVcpu::with_jit(shared, id, signal, setup).map(|v| Box::new(v) as Box<dyn Vcpu>).map_err(
+            |source| AccelError::Host {
                 engine: "jit",
                 what: "the host gives no memory for generated code".into(),
                 source,
-            })
+            },
+        )
     }
 
     fn info(&self) -> String {

@@ -6,6 +6,7 @@
 use super::asm::{Reg, reg};
 use super::emit::{at, code, pinned};
 use super::rt;
+use crate::interp::flags::{kind, over};
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
 /// A place that blocks jump to or call.
@@ -72,6 +73,96 @@ fn load(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
 const XMM: i32 = at::FPU + 160;
 const YMM: i32 = at::FPU + 576;
 const MXCSR: i32 = at::FPU + 24;
+
+/// CF from the record (see `interp::flags`): the kinds that are common here, the others by a call.
+#[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
+fn carry(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
+    mark(a, Stub::Carry);
+    // The environment is at rsp + 32.
+    dynasm!(a; .arch x64
+        ; push rax; push rcx; push rdx
+        ; mov eax, [rsp + 32 + at::CC_OP]
+        ; test eax, over::CF as i32
+        ; jne >replaced
+        ; and eax, kind::MASK as i32
+        // Both operands are moved up, so that what lies above their width does not count.
+        ; mov ecx, eax
+        ; and ecx, 3
+        ; mov edx, 8
+        ; shl edx, cl
+        ; mov ecx, 64
+        ; sub ecx, edx
+        ; mov rdx, [rsp + 32 + at::CC_B]
+        ; cmp eax, kind::INC as i32
+        ; jb >low
+        ; cmp eax, kind::CMP as i32
+        ; jb >in_b
+        ; cmp eax, kind::LAHF as i32
+        ; jb >compare
+        ; cmp eax, kind::ZERO as i32
+        ; jae >none
+        // LAHF
+        ; movzx eax, BYTE [rsp + 32 + at::CC_A + 1]
+        ; and eax, 1
+        ; jmp >done
+        ; low:
+        ; cmp eax, kind::LOGIC as i32
+        ; jae >none
+        ; cmp eax, kind::ADD as i32
+        ; jb >image
+        ; cmp eax, kind::ADC1 as i32
+        ; jb >compare
+        ; cmp eax, kind::SUB as i32
+        ; jb >call
+        ; cmp eax, kind::SBB1 as i32
+        ; jae >call
+        // a - b < 0, from the result and b.
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; add rax, rdx
+        ; jmp >shifted
+        ; compare:
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; shifted:
+        ; shl rax, cl
+        ; shl rdx, cl
+        ; cmp rax, rdx
+        ; setb al
+        ; jmp >done
+        ; image:
+        ; mov eax, [rsp + 32 + at::CC_A]
+        ; and eax, 1
+        ; jmp >done
+        ; in_b:
+        ; mov eax, edx
+        ; and eax, 1
+        ; jmp >done
+        ; replaced:
+        ; movzx eax, BYTE [rsp + 32 + at::CC_C]
+        ; jmp >done
+        ; none:
+        ; xor eax, eax
+        ; done:
+        ; mov [rsp + 32 + at::CC_B], al
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+        ; call:
+        ; push rsi; push rdi; push r8; push r9; push r10; push r11
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >plain
+        ; call ->save_vectors
+        ; plain:
+        ; mov rax, QWORD rt::carry as *const () as i64
+        ; call rax
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >home
+        ; call ->load_vectors
+        ; home:
+        ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
+        ; ret
+    );
+}
 
 /// Writes the stubs; the bytes go to the start of the arena, at `base`.
 #[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
@@ -205,24 +296,7 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         );
     }
 
-    mark(a, Stub::Carry);
-    dynasm!(a; .arch x64
-        ; push rax; push rcx; push rdx; push rsi; push rdi; push r8; push r9; push r10; push r11
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >plain
-        ; call ->save_vectors
-        ; plain:
-        ; mov rax, QWORD rt::carry as *const () as i64
-        ; call rax
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >done
-        ; call ->load_vectors
-        ; done:
-        ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
-        ; ret
-    );
+    carry(a, &mut mark);
 
     mark(a, Stub::LoadVectors);
     dynasm!(a; .arch x64

@@ -324,6 +324,8 @@ impl Emit<'_> {
         let s = self.scratch();
         let hot = &mut self.out.hot;
         hot.mov_r_rm(Ty::I32, s, Rm::Mem(Mem::env(at::CC_OP)));
+        // Whether the operands are cut to their width makes no difference.
+        hot.bt_i(6, Ty::I32, Rm::Reg(s), over::RAW.trailing_zeros() as u8);
         hot.alu_rm_i(alu::SUB, Ty::I32, Rm::Reg(s), kind::INC as i32);
         hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Reg(s), (kind::CMP - kind::INC) as i32);
         let j = hot.jcc(Cond::Ae);

@@ -18,9 +18,14 @@ impl Emit<'_> {
     pub(super) fn supported(&self, group: &[Op]) -> bool {
         use Opcode::*;
         let mut produced = false;
+        // What only leads to the next block is no part of the instruction.
+        let own = match group {
+            [rest @ .., end] if !rest.is_empty() && matches!(end.op, Jmp | Exit) => rest.len(),
+            _ => group.len(),
+        };
         for (n, o) in group.iter().enumerate() {
             let f = o.attr.flags();
-            let last = n + 1 == group.len();
+            let last = n + 1 == own;
             let ok = match o.op {
                 Mov => is_int(o.ty) || last && self.vectors_run(),
                 Zext | Sext | Not | Ea | Jmp | JmpInd | Exit | ChkRip | Brnz => true,
@@ -67,10 +72,10 @@ impl Emit<'_> {
                 RmwBts | RmwBtr | RmwBtc => o.ty != Ty::I8,
                 RmwCmpxchg => {
                     // The selection of rAX that follows is part of the host's instruction.
-                    matches!(group.last(), Some(s) if s.op == Select && s.dst == Ref::gpr(0))
+                    matches!(group[own - 1], s if s.op == Select && s.dst == Ref::gpr(0))
                 }
                 RmwCmpxchg2 => false,
-                Helper => last || (n + 2 == group.len() && group[n + 1].op == Exit),
+                Helper => last,
                 _ => false,
             };
             if !ok {
@@ -107,9 +112,8 @@ impl Emit<'_> {
             return self.wide_multiply(index, rest);
         }
         if o.op == RmwCmpxchg {
-            let n = rest.len();
             self.cmpxchg(index, o);
-            return n;
+            return rest.iter().position(|o| o.op == Select).map_or(rest.len(), |n| n + 1);
         }
         // XADD and XCHG with memory.
         if matches!(o.op, RmwAdd | RmwXchg)
@@ -117,7 +121,6 @@ impl Emit<'_> {
             && is(1, Mov)
             && rest[1].a == o.dst
             && rest[1].dst == o.b
-            && rest.len() == 2
         {
             self.exchange(index, o, &rest[1]);
             return 2;
