@@ -746,7 +746,7 @@ impl SoftVcpu {
             jit.enter(&mut self.cpu, entry);
             let exit = self.cpu.env.jit.exit as u32;
             let code = exit & 7;
-            if code <= leave::LINK_FAR && jit.options.counted {
+            if (code <= leave::LINK_FAR || code == leave::BUDGET) && jit.options.counted {
                 self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
             }
             match code {
@@ -770,14 +770,34 @@ impl SoftVcpu {
                     if self.cpu.jit.panic.is_some() {
                         return Some(self.broken(""));
                     }
-                    return self.left();
+                    let exit = self.left();
+                    if exit.is_some() || !self.undisturbed() {
+                        return exit;
+                    }
                 }
+                leave::POLL if self.undisturbed() => {}
                 _ => return None,
             }
             if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
                 return None;
             }
         }
+    }
+
+    /// Whether nothing waits at this boundary and the next instruction need not run alone, so that the run loop may be
+    /// left out.
+    fn undisturbed(&self) -> bool {
+        let cpu = &*self.cpu;
+        let env = &cpu.env;
+        cpu.signal.poll.load(Ordering::Relaxed) == 0
+            && !self.attention
+            && !self.kicked
+            && !cpu.code_dirty()
+            && env.pending.is_none()
+            && env.pending_db == 0
+            && !(env.halted || env.wait_sipi || env.shutdown)
+            && env.icount < cpu.t0.limit
+            && !self.slow()
     }
 
     /// What a helper or an interpreted instruction has left behind.
@@ -806,6 +826,17 @@ impl SoftVcpu {
         let cpu = &mut *self.cpu;
         let rip = cpu.env.rip;
         let mode = cpu.env.mode_key;
+        let epochs = cpu.mmu.epochs();
+        let tags = epochs.map(|e| e << 24 | u64::from(mode));
+        let known = self.cpu.jumps()[Home::jump_index(rip)];
+        let cpu = &mut *self.cpu;
+        if known.rip == rip && known.tag == tags[(rip >> 63) as usize] {
+            cpu.t0.epoch = cpu.mmu.exec_epoch;
+            let j = &mut cpu.env.jit;
+            (j.epoch, j.tag) = (epochs, tags);
+            cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+            return Ok(Some(known.id));
+        }
         let flat = mode & (key::L64 | key::CS_FLAT) != 0;
         let mut limit = u64::MAX;
         if mode & key::CS_FLAT == 0 {
@@ -850,7 +881,7 @@ impl SoftVcpu {
         cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
         if flat && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) {
             let code = b.entry;
-            cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code };
+            cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code, id };
         }
         Ok(Some(id))
     }

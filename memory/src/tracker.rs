@@ -135,6 +135,14 @@ impl RamTracker {
         self.page_class(offset) == 0
     }
 
+    /// Whether a store of `len` bytes at `offset`, inside of a page, concerns nobody: no client of the log, and no code
+    /// though the page may hold some elsewhere.
+    pub fn is_beside_code(&self, offset: u64, len: u64) -> bool {
+        let class = self.page_class(offset);
+        let within = offset & (PAGE_SIZE - 1);
+        class & !CODE == 0 && (class == 0 || self.code_granules(offset) & granule_mask(within, len) == 0)
+    }
+
     /// Whether the page at `offset` holds code.
     pub fn is_code(&self, offset: u64) -> bool {
         self.page_class(offset) & CODE != 0

@@ -337,8 +337,12 @@ impl Cpu {
     /// The machine's time stamp counter, without this processor's offset.
     fn machine_tsc(&self) -> u64 {
         self.sync_clock();
-        let ticks = u128::from(self.vm.spaces.clock.now()) * u128::from(self.vm.config.tsc_khz);
-        (ticks / 1_000_000) as u64
+        let (now, khz) = (self.vm.spaces.clock.now(), self.vm.config.tsc_khz);
+        match now.checked_mul(khz) {
+            _ if khz == 1_000_000 => now,
+            Some(ticks) => ticks / 1_000_000,
+            None => (u128::from(now) * u128::from(khz) / 1_000_000) as u64,
+        }
     }
 
     /// The time stamp counter.

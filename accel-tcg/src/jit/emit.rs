@@ -77,6 +77,8 @@ pub(crate) mod code {
     pub const BAIL: u32 = 4;
     /// A helper or an interpreted instruction ended the block.
     pub const LEFT: u32 = 5;
+    /// RIP is set; the budget does not cover the block.
+    pub const BUDGET: u32 = 6;
 }
 
 /// Where a branch of the emitted code leads.
@@ -294,7 +296,7 @@ impl<'a> Emit<'a> {
             let j = self.out.hot.jcc(crate::ir::Cond::L);
             self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
             self.out.cold.alu_rm_i(super::asm::alu::ADD, Ty::I64, budget, n);
-            self.leave_cold(self.b.va, code::POLL);
+            self.leave_cold(self.b.va, code::BUDGET);
         }
     }
 

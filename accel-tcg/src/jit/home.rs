@@ -23,7 +23,11 @@ pub(crate) struct Jump {
     pub tag: u64,
     /// Host address.
     pub code: u64,
+    /// The block's number.
+    pub id: u32,
 }
+
+const _: () = assert!(size_of::<Jump>() == 32);
 
 #[repr(C, align(4096))]
 struct Layouted {
@@ -75,7 +79,7 @@ impl Home {
     /// Empties the jump cache.
     pub fn forget_jumps(&mut self) {
         // No tag is zero, since epochs are counted from one.
-        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0 });
+        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0, id: 0 });
     }
 
     /// Where a RIP's entry is.

@@ -52,6 +52,9 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
     if crossing {
         return if write { ptr::null_mut() } else { across(cpu, va, len, view) };
     }
+    if write && let Some(p) = cpu.beside_code(va, len) {
+        return p;
+    }
     let found = if write {
         cpu.rmw_ptr(va, len, view)
     } else {

@@ -47,6 +47,8 @@ pub struct Entry {
 pub const GLOBAL: u64 = 1 << 8;
 /// `meta`: a user page, whose protection key PKRU speaks of.
 pub const USER_PAGE: u64 = 1 << 9;
+/// `meta`: the program may write here, whether or not its stores may go straight to memory.
+pub const WRITABLE: u64 = 1 << 10;
 /// `meta`: shift of the protection key.
 pub const KEY_SHIFT: u32 = 16;
 
@@ -86,6 +88,18 @@ impl Default for View {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Where `len` readable bytes of a page are, and what else is known of the page.
+///
+/// # Safety
+/// As for [`read`].
+#[inline]
+pub unsafe fn known(base: *const Entry, va: u64, len: u64) -> Option<(*mut u8, u64)> {
+    // SAFETY: the caller's contract; the index is below the number of entries.
+    let e = unsafe { &*base.add(index(va)) };
+    let x = va ^ e.tag_r;
+    (x <= 0x1000 - len).then(|| ((e.host + x as usize) as *mut u8, e.meta))
 }
 
 /// Host address for a read of `len` bytes (1 to 4096), if this page is present and they do not cross it.

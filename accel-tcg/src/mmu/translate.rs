@@ -77,11 +77,13 @@ impl Cpu {
         }
         let Some((block, offset, writable)) = self.mmu.ram_page(page.phys) else { return Ok(place) };
         let host = block.host_ptr().as_ptr() as usize + offset as usize;
-        let plain = writable && block.tracker().is_plain(offset);
+        let plain = block.tracker().is_plain(offset);
         let context = &self.mmu.context;
         let readable = page.allows(context, Want { write: false, ..want });
-        let storable = plain && page.dirty && page.allows(context, Want { write: true, ..want });
+        let allowed = writable && page.dirty && page.allows(context, Want { write: true, ..want });
+        let storable = allowed && plain;
         let meta = u64::from(page.shift)
+            | if allowed { tlb::WRITABLE } else { 0 }
             | if page.global { tlb::GLOBAL } else { 0 }
             | if page.user { tlb::USER_PAGE } else { 0 }
             | u64::from(page.key) << tlb::KEY_SHIFT;
@@ -91,6 +93,21 @@ impl Cpu {
             return Ok(place);
         }
         Ok(Place { phys, host: (host + (va & 0xfff) as usize) as *mut u8 })
+    }
+
+    /// The host address for a store beside code: the page holds translations, but not of these bytes, and nobody else
+    /// wants to hear of the store. What the program's own accesses may write to, as far as the TLB knows.
+    pub(crate) fn beside_code(&self, va: u64, len: u64) -> Option<*mut u8> {
+        // SAFETY: the base is that of a view of the current slot.
+        let (host, meta) = unsafe { tlb::known(self.mmu.data_base(), va, len)? };
+        if meta & tlb::WRITABLE == 0 {
+            return None;
+        }
+        let (ram, offset) = self.vm.spaces.ram.iter().find_map(|ram| {
+            let offset = (host as usize).checked_sub(ram.host_ptr().as_ptr() as usize)? as u64;
+            (offset < ram.len()).then_some((ram, offset))
+        })?;
+        ram.tracker().is_beside_code(offset, len).then_some(host)
     }
 
     /// The RAM behind a store that would be made by [`Self::store`]: the block, and the offset in it. `None` for what is
