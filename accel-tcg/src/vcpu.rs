@@ -109,6 +109,8 @@ pub struct SoftVcpu {
     jit: Option<Box<Jit>>,
     /// Where the translations' numbers are shown.
     numbers: Option<Arc<Mutex<Numbers>>>,
+    /// The present run uses translated code.
+    translating: bool,
     /// Instructions of a translated block at most.
     longest: usize,
     /// Our bit among the owners of pages with translations.
@@ -132,6 +134,7 @@ impl SoftVcpu {
             cpu,
             jit: None,
             numbers: None,
+            translating: false,
             longest: 64,
             owner: 1,
             features,
@@ -172,7 +175,7 @@ impl SoftVcpu {
             Budget::Until(t) => (start.saturating_add(ENDLESS), Some(t)),
             Budget::Instructions(n) => (start.saturating_add(n.min(ENDLESS)), None),
         };
-        let translated =
+        self.translating =
             self.jit.as_ref().is_some_and(|j| j.options.counted || matches!(budget, Budget::Unlimited));
         let mut look_at_clock = start.saturating_add(TIME_SLICE);
         self.attention = true;
@@ -199,9 +202,9 @@ impl SoftVcpu {
                 }
             }
             let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
-            let step = if self.slow() || !translated && limit - now < 64 {
+            let step = if self.slow() || !self.translating && limit - now < 64 {
                 self.one(&mut cache, now != start)
-            } else if translated {
+            } else if self.translating {
                 match self.translated(&mut cache, limit) {
                     // The budget does not cover the block, or somebody wants attention: events and all of that come
                     // first, then an instruction alone.
@@ -232,7 +235,16 @@ impl SoftVcpu {
     /// Whether the next instruction must run alone.
     fn slow(&self) -> bool {
         let env = &self.cpu.env;
-        env.shadow != Shadow::None
+        // The shadow of STI is of no consequence where nothing waits: translated code looks at events after its first
+        // instruction at the earliest.
+        let shaded = match env.shadow {
+            Shadow::None => false,
+            Shadow::Sti => {
+                !self.translating || self.attention || self.cpu.signal.poll.load(Ordering::Relaxed) != 0
+            }
+            _ => true,
+        };
+        shaded
             || env.eflags_sys & (rflags::TF | rflags::RF) != 0
             || env.dr7 & dr7::ENABLES != 0
             || self.cpu.t0.debug.single_step
@@ -368,7 +380,11 @@ impl SoftVcpu {
                 }
                 _ => return self.finish(),
             }
-            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+            // The look at the next block may mark page tables, so it waits for a budget that has room.
+            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0
+                || self.cpu.code_dirty()
+                || self.cpu.env.icount >= limit
+            {
                 return None;
             }
         }
@@ -651,8 +667,8 @@ impl SoftVcpu {
         cpu.vm.pages.own(page.host as usize, self.owner);
         // Marked before the bytes are read, so that no store between is missed; exact marks follow.
         ram.tracker().mark_code(offset, 1);
-        let mut bytes = [0; 0x1000];
         // No block is longer than its instructions can be.
+        let mut bytes = [0; 64 * 15];
         let inside = cpu.code_left();
         let here = (0x1000 - within).min(max.min(64) * 15);
         // What lies behind the segment's end is not fetched.
@@ -723,6 +739,7 @@ impl SoftVcpu {
         let mut from: Option<(u32, bool)> = None;
         loop {
             let epoch = self.cpu.t0.epoch;
+            let flushes = self.jit.as_ref()?.counts.flushes;
             let id = match self.find(cache) {
                 Ok(Some(id)) => id,
                 // Memory that is neither RAM nor ROM.
@@ -737,17 +754,23 @@ impl SoftVcpu {
             if let Some((slot, far)) = from.take()
                 && (far || !crosses)
                 && epoch == self.cpu.t0.epoch
+                && flushes == jit.counts.flushes
             {
                 let epochs = self.cpu.env.jit.epoch;
                 jit.link(slot, far.then_some(epochs[(rip >> 63) as usize]), id);
             }
             let env = &mut self.cpu.env;
             env.jit.budget = limit.wrapping_sub(env.icount) as i64;
+            let shadow = std::mem::take(&mut env.shadow);
             jit.enter(&mut self.cpu, entry);
             let exit = self.cpu.env.jit.exit as u32;
             let code = exit & 7;
             if (code <= leave::LINK_FAR || code == leave::BUDGET) && jit.options.counted {
                 self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
+            }
+            if code == leave::BUDGET {
+                // Nothing ran.
+                self.cpu.env.shadow = shadow;
             }
             match code {
                 leave::LOOKUP => {}
@@ -778,7 +801,10 @@ impl SoftVcpu {
                 leave::POLL if self.undisturbed() => {}
                 _ => return None,
             }
-            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0
+                || self.cpu.code_dirty()
+                || self.cpu.env.icount >= limit
+            {
                 return None;
             }
         }

@@ -701,6 +701,13 @@ pub(super) unsafe fn setf(cpu: &mut Cpu, op: Next) -> Next {
     }
 }
 
+/// MFENCE: only processors with threads of their own can tell.
+pub(super) unsafe fn fence(_: &mut Cpu, op: Next) -> Next {
+    std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    // SAFETY: the handler contract.
+    unsafe { op.add(1) }
+}
+
 // ---- addresses ----
 
 #[inline(always)]

@@ -619,6 +619,10 @@ impl Lower<'_> {
                 let t = self.blank();
                 self.emit_dst(x::getf, o.dst, t);
             }
+            Opcode::Fence => {
+                let t = self.blank();
+                self.emit(x::fence, t);
+            }
             Opcode::Setf => {
                 let a = self.slot(o.a, o.ty);
                 let t = T0 { a, ..self.blank() };

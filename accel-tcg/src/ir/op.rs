@@ -512,6 +512,8 @@ ops! {
     LdW "ldw" dst=true args=1 imm=None flags=None, cin=false faults=true ends=false;
     /// Fault unless [a, a + imm low byte) lies in the segment of imm's bits 8-11, bit 15: for writing. a is an offset.
     ChkSeg "chk.seg" dst=false args=1 imm=Num flags=None, cin=false faults=true ends=false;
+    /// Stores before it are seen before loads behind it.
+    Fence "fence" dst=false args=0 imm=None flags=None, cin=false faults=false ends=false;
     /// A routine of the engine; its row in the block's calls says which and with what.
     Helper "helper" dst=false args=3 imm=Call flags=Any, cin=false faults=true ends=false;
     /// An instruction kept as bytes; a is its address if it has memory.

@@ -282,7 +282,10 @@ impl Jit {
             if self.index.get(&(b.host, b.rip, b.key)) == Some(id) {
                 self.index.remove(&(b.host, b.rip, b.key));
             }
-            self.by_cold.remove(&b.cold);
+            // A block without cold code has no place there; the next one's begins where its own would.
+            if self.by_cold.get(&b.cold) == Some(id) {
+                self.by_cold.remove(&b.cold);
+            }
             let j = &mut home.jumps()[Home::jump_index(b.rip)];
             if j.code == b.entry {
                 j.tag = 0;

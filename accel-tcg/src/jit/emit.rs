@@ -24,6 +24,7 @@ use crate::interp::thunk;
 use crate::ir::{Block, Help, Insn, Op, Opcode, Ref, Ty};
 use crate::mode::key;
 use crate::opt;
+use anura_x86::regs::rflags;
 use flags::Fl;
 pub(super) use flags::{Loc, Recipe};
 use std::mem::offset_of;
@@ -44,6 +45,7 @@ pub(super) mod at {
         seg_base(n) + offset_of!(anura_x86::Segment, selector) as i32
     }
     pub const RIP: i32 = offset_of!(Env, rip) as i32;
+    pub const EFLAGS: i32 = offset_of!(Env, eflags_sys) as i32;
     pub const CC_OP: i32 = offset_of!(Env, cc_op) as i32;
     pub const CC_A: i32 = offset_of!(Env, cc_a) as i32;
     pub const CC_B: i32 = offset_of!(Env, cc_b) as i32;
@@ -307,6 +309,13 @@ impl<'a> Emit<'a> {
             self.step(first, n);
             return;
         }
+        if let [o, end] = group
+            && end.op == Opcode::Exit
+            && self.is_plain_cli(o)
+        {
+            let next = b.const_value(end.a).unwrap_or(0);
+            return self.cli(next);
+        }
         let mut i = 0;
         while i < n {
             let done = self.pattern(first + i, &group[i..]);
@@ -475,6 +484,21 @@ impl<'a> Emit<'a> {
     fn rip_after(&self, insn: Insn) -> u64 {
         let rip = self.b.va.wrapping_add(insn.off.into()).wrapping_add(insn.len.into());
         if self.b.key & key::L64 != 0 { rip } else { rip & 0xffff_ffff }
+    }
+
+    /// CLI in the most privileged ring: nothing can fault and nothing can be waiting for it.
+    pub(crate) fn is_plain_cli(&self, o: &Op) -> bool {
+        o.op == Opcode::Helper
+            && self.b.calls[o.imm as usize].id == Help::Cli as u16
+            && self.b.key & (key::PROT | key::CPL) == key::PROT
+    }
+
+    fn cli(&mut self, next: u64) {
+        self.materialize();
+        let flags = Rm::Mem(Mem::env(at::EFLAGS));
+        self.out.hot.alu_rm_i(super::asm::alu::AND, Ty::I64, flags, !(rflags::IF as i32));
+        self.host = 0;
+        self.exit_to(next);
     }
 
     fn helper(&mut self, o: &Op) {

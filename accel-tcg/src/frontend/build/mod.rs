@@ -138,8 +138,9 @@ pub fn instruction(b: &mut Builder<'_>) {
             | Sets => mov::set;
         Reservednop => mov::reserved_nop;
         Nop | Endbr64 | Endbr32 | Prefetch | Prefetchw | Prefetchwt1 | Prefetchnta | Prefetcht0
-            | Prefetcht1 | Prefetcht2 | Mfence | Lfence | Sfence => mov::nop;
+            | Prefetcht1 | Prefetcht2 | Lfence | Sfence => mov::nop;
         Rdsspd | Rdsspq | Cldemote => mov::nop;
+        Mfence => mov::fence;
         Pause => mov::pause;
 
         Push => stack::push;

@@ -150,6 +150,10 @@ pub(super) fn set(b: &mut Builder<'_>) {
     }
 }
 
+pub(super) fn fence(b: &mut Builder<'_>) {
+    b.push(Op::new(Opcode::Fence, Ty::I64));
+}
+
 pub(super) fn nop(_: &mut Builder<'_>) {}
 
 /// 0F 0D with a register operand is undefined on AMD's processors.

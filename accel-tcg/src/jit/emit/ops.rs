@@ -75,6 +75,7 @@ impl Emit<'_> {
                     matches!(group[own - 1], s if s.op == Select && s.dst == Ref::gpr(0))
                 }
                 RmwCmpxchg2 => false,
+                Fence => true,
                 Helper => last,
                 _ => false,
             };
@@ -195,6 +196,8 @@ impl Emit<'_> {
                 self.fix_hot(j, To::Stub(super::Stub::Exit));
             }
             ChkRip => self.check_rip(o),
+            // MFENCE
+            Fence => self.out.hot.bytes.extend_from_slice(&[0x0f, 0xae, 0xf0]),
             _ => unreachable!("{:?} was said to be supported", o.op),
         }
     }
