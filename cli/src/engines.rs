@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_fall_back_is_announced_and_a_lone_engine_never_falls_back() {
         let (engine, said) = pick(&["xen", "tcg"]);
-        assert_eq!(engine, Ok("interp"));
+        assert_eq!(engine, Ok("jit"));
         assert!(said.len() == 1 && said[0].contains("-accel xen") && said[0].contains("falling back to tcg"));
         let (engine, _) = pick(&["xen"]);
         assert!(engine.unwrap_err().contains("interp"), "the way out is named");
