@@ -761,14 +761,14 @@ impl SoftVcpu {
             }
             let env = &mut self.cpu.env;
             env.jit.budget = limit.wrapping_sub(env.icount) as i64;
-            let shadow = std::mem::take(&mut env.shadow);
+            let (shadow, before) = (std::mem::take(&mut env.shadow), env.icount);
             jit.enter(&mut self.cpu, entry);
             let exit = self.cpu.env.jit.exit as u32;
             let code = exit & 7;
             if (code <= leave::LINK_FAR || code == leave::BUDGET) && jit.options.counted {
                 self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
             }
-            if code == leave::BUDGET {
+            if code == leave::BUDGET && self.cpu.env.icount == before {
                 // Nothing ran.
                 self.cpu.env.shadow = shadow;
             }
