@@ -227,7 +227,7 @@ impl SoftVcpu {
         self.cpu.sync_clock();
         if let (Some(numbers), Some(jit)) = (&self.numbers, &self.jit) {
             let (bytes, live) = jit.sizes();
-            *numbers.lock() = Numbers { counts: jit.counts, bytes, live };
+            *numbers.lock() = Numbers { counts: jit.counts, bytes, live, memory: self.cpu.mmu.counts() };
         }
         exit
     }
@@ -747,6 +747,7 @@ impl SoftVcpu {
                 Err(e) => return self.refused(e),
             };
             let jit = self.jit.as_mut()?;
+            jit.counts.entries += 1;
             let block = jit.block(id)?;
             let (entry, rip, crosses) = (block.entry, block.rip, block.second.is_some());
             // A link inside of a page is good for as long as the page's bytes are; one that leaves it, or leads to a

@@ -180,6 +180,8 @@ pub trait MachineControl: Send + Sync {
     fn irq_text(&self) -> String;
     /// `info exits`: why vCPUs left their engine, and how often.
     fn exits_text(&self) -> String;
+    /// `info jit`: what the engine has translated.
+    fn jit_text(&self) -> String;
     /// The state hash with what it is made of: CPUs, devices, RAM.
     fn state_hash_text(&self) -> Result<String, ControlError>;
     /// `info chardev`: name and file name of each.

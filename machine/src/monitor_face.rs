@@ -220,6 +220,12 @@ impl MachineControl for Machine {
         })
     }
 
+    fn jit_text(&self) -> String {
+        // An engine tells its numbers when its vCPUs stand.
+        let text = self.inner.cpus.pause(|turns| turns.vm().info());
+        if text.is_empty() { "the engine translates nothing\n".into() } else { text }
+    }
+
     fn state_hash_text(&self) -> Result<String, ControlError> {
         let hash = self.state_hash()?;
         Ok(format!(

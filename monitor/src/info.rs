@@ -26,6 +26,7 @@ pub(crate) const TABLE: &[Command] = &[
     row("history", "", "show the command line history", history),
     row("ioapic", "", "show io apic state", ioapic),
     row("irq", "", "show the interrupts statistics (if available)", irq),
+    row("jit", "", "show what the engine has translated", jit),
     row("lapic", "[apic-id]", "show local apic state (apic-id: local apic to read, default is which of current CPU)", lapic),
     row("mem", "", "show the active virtual memory mappings", mem),
     row("mtree", "[-f][-D]", "show memory tree (-f: dump flat view for address spaces; -D: dump disabled regions)", mtree),
@@ -156,6 +157,10 @@ fn irq(s: &mut Session, _: &mut Args<'_>) -> Output {
 
 fn exits(s: &mut Session, _: &mut Args<'_>) -> Output {
     Ok(s.machine.exits_text())
+}
+
+fn jit(s: &mut Session, _: &mut Args<'_>) -> Output {
+    Ok(s.machine.jit_text())
 }
 
 fn lapic(s: &mut Session, args: &mut Args<'_>) -> Output {

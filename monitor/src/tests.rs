@@ -164,6 +164,9 @@ impl MachineControl for Fake {
     fn exits_text(&self) -> String {
         String::new()
     }
+    fn jit_text(&self) -> String {
+        "CPU #0: 3 blocks\n".into()
+    }
     fn state_hash_text(&self) -> Result<String, ControlError> {
         Err(ControlError("stop the machine first".into()))
     }
@@ -306,6 +309,7 @@ fn info_commands_show_what_there_is() {
         ("info uuid", "00000000-0000-0000-0000-000000000000\n"),
         ("info chardev", "serial0: filename=stdio\n"),
         ("info pic", "ioapic0: ver=0x20\npic0: irr=00\n"),
+        ("info jit", "CPU #0: 3 blocks\n"),
         ("info lapic 1", "dumping local APIC state for CPU 1\n"),
         ("info qtree", "bus: main-system-bus\n  type System\n  dev: hpet, id \"\"\n    timers = 3 (0x3)\n"),
         (

@@ -154,3 +154,22 @@ fn the_jit_takes_its_options_by_qemus_names() {
         assert!(said.contains(words.split('=').next().unwrap()), "{words}: {said}");
     }
 }
+
+#[test]
+fn info_jit_can_be_read_while_a_guest_runs() {
+    let program = need!(anura(), NO_PROGRAM);
+    let kernel = need!(guest_file("vmlinuz"), NO_GUEST);
+    if let Some(why) = lacks_engine(&program, "jit") {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["-kernel", kernel.to_str().unwrap(), "-append", "console=ttyS0", "-m", "256", "-smp", "2"];
+    let emulator = Emulator::start_on("jit", &program, dir.path(), &args);
+    assert!(emulator.wait_for("Linux version", LIMIT), "{}", emulator.serial_text());
+    let text = emulator.monitor().run("info jit");
+    for word in ["CPU #0: ", "CPU #1: ", " blocks looked for", "TLB misses: "] {
+        assert!(text.contains(word.trim()), "{word}: {text}");
+    }
+    assert!(!text.contains("CPU #0: 0 blocks"), "{text}");
+}

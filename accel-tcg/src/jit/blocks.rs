@@ -71,6 +71,9 @@ pub(crate) struct Counts {
     pub flushes: u64,
     pub invalidated: u64,
     pub links: u64,
+    /// Times that the run loop looked for a block.
+    pub entries: u64,
+    /// Those of them that the table of jumps did not answer.
     pub lookups: u64,
     pub bails: u64,
     pub steps: u64,

@@ -85,6 +85,8 @@ pub(crate) struct Numbers {
     pub counts: Counts,
     pub bytes: [usize; 3],
     pub live: usize,
+    /// What the memory unit counts.
+    pub memory: [(&'static str, u64); 10],
 }
 
 impl AccelVm for Vm {
@@ -110,13 +112,16 @@ impl AccelVm for Vm {
     fn info(&self) -> String {
         let mut text = String::new();
         for (n, cpu) in self.info.lock().iter().enumerate() {
-            let Numbers { counts: c, bytes, live } = *cpu.lock();
+            let Numbers { counts: c, bytes, live, memory } = *cpu.lock();
+            let share = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
             let nanos = c.time.as_nanos() as f64 / (c.instructions.max(1)) as f64;
             text += &format!(
                 "CPU #{n}: {live} blocks, {} translated ({} instructions, {} bytes of guest code)\n\
                  code: {} bytes hot, {} cold, {} of links; {} flushes, {} blocks invalidated\n\
                  translation: {:.3} s, {nanos:.0} ns per instruction\n\
-                 links made: {}, lookups: {}, instructions begun anew: {}, instructions interpreted by call: {}\n",
+                 blocks looked for by the run loop: {}, found by the table of jumps: {:.1} %, by place: {:.1} %, \
+                 made: {:.1} %\n\
+                 links made: {}, instructions begun anew: {}, instructions interpreted by call: {}\n",
                 c.blocks,
                 c.instructions,
                 c.guest_bytes,
@@ -126,11 +131,17 @@ impl AccelVm for Vm {
                 c.flushes,
                 c.invalidated,
                 c.time.as_secs_f64(),
+                c.entries,
+                share(c.entries.saturating_sub(c.lookups), c.entries),
+                share(c.lookups.saturating_sub(c.blocks), c.entries),
+                share(c.blocks, c.entries),
                 c.links,
-                c.lookups,
                 c.bails,
                 c.steps,
             );
+            let memory: Vec<_> = memory.iter().filter(|(name, _)| !name.is_empty()).collect();
+            let memory: Vec<_> = memory.iter().map(|(name, n)| format!("{name}: {n}")).collect();
+            text += &format!("memory: {}\n", memory.join(", "));
         }
         text
     }
