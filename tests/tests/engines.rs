@@ -165,7 +165,7 @@ fn info_jit_can_be_read_while_a_guest_runs() {
     }
     let dir = tempfile::tempdir().unwrap();
     let args = ["-kernel", kernel.to_str().unwrap(), "-append", "console=ttyS0", "-m", "256", "-smp", "2"];
-    let emulator = Emulator::start_on("jit", &program, dir.path(), &args);
+    let mut emulator = Emulator::start_on("jit", &program, dir.path(), &args);
     assert!(emulator.wait_for("Linux version", LIMIT), "{}", emulator.serial_text());
     let text = emulator.monitor().run("info jit");
     for word in ["CPU #0: ", "CPU #1: ", " blocks looked for", "TLB misses: "] {
