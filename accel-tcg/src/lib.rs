@@ -17,6 +17,7 @@ pub mod mode;
 pub mod mutants;
 pub mod opt;
 pub mod oracle;
+mod show;
 pub mod testbed;
 pub mod vcpu;
 pub mod vector;

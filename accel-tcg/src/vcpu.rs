@@ -20,6 +20,7 @@ use crate::jit::{Home, Jit, code as leave};
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
 use crate::opt;
+use crate::show::{self, Items};
 use anura_accel::{
     AccelError, AccelVm, Accelerator, Budget, Capabilities, DebugControl, DebugError, DebugEvent,
     InternalError, Kicker, StateError, Unavailable, Vcpu, VcpuExit, VmConfig, VmSpaces,
@@ -177,6 +178,7 @@ impl SoftVcpu {
         };
         self.translating =
             self.jit.as_ref().is_some_and(|j| j.options.counted || matches!(budget, Budget::Unlimited));
+        self.look_at_log(&mut cache);
         let mut look_at_clock = start.saturating_add(TIME_SLICE);
         self.attention = true;
         self.cpu.count_base = if self.cpu.vm.config.counted {
@@ -202,7 +204,12 @@ impl SoftVcpu {
                 }
             }
             let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
-            let step = if self.slow() || !self.translating && limit - now < 64 {
+            let log = self.cpu.jit.log;
+            let each = !self.translating && log.each_block();
+            let step = if self.slow() || each || !self.translating && limit - now < 64 {
+                if log.each_block() {
+                    show::entered(log, &self.cpu, (0, 0, 1));
+                }
                 self.one(&mut cache, now != start)
             } else if self.translating {
                 match self.translated(&mut cache, limit) {
@@ -230,6 +237,18 @@ impl SoftVcpu {
             *numbers.lock() = Numbers { counts: jit.counts, bytes, live, memory: self.cpu.mmu.counts() };
         }
         exit
+    }
+
+    /// Takes over what the log is to show. Where every block is shown, none leads to another.
+    fn look_at_log(&mut self, cache: &mut Cache) {
+        let now = Items::now();
+        let before = std::mem::replace(&mut self.cpu.jit.log, now);
+        if now.each_block() && !before.each_block() {
+            self.forget(cache);
+        }
+        if let Some(jit) = &mut self.jit {
+            jit.show = now.out_asm;
+        }
     }
 
     /// Whether the next instruction must run alone.
@@ -679,6 +698,7 @@ impl SoftVcpu {
         }
         let (rip, mode) = (cpu.env.rip, cpu.env.mode_key);
         let mut second_page = None;
+        let mut beyond = [0; 15];
         let next = (linear & !0xfff).wrapping_add(0x1000);
         let next = if cpu.env.is_64bit() { next } else { next & 0xffff_ffff };
         let built = blocks::build(
@@ -698,6 +718,7 @@ impl SoftVcpu {
                         *b = unsafe { p.host.add(i).read_volatile() };
                     }
                 }
+                beyond = more;
                 Ok(more)
             },
             (host as u64, rip, mode),
@@ -715,6 +736,12 @@ impl SoftVcpu {
             && let Err(e) = crate::ir::verify::block(&block)
         {
             panic!("{e}\n{}", crate::ir::print::block(&block));
+        }
+        let log = cpu.jit.log;
+        if log.in_asm || log.op {
+            let mut bytes = bytes[..here.min(inside)].to_vec();
+            bytes.extend(beyond);
+            show::translated(log, &block, &bytes);
         }
         let second_page = if built.crosses { second_page } else { None };
         let second = second_page.map(|p| p.host as u64);
@@ -750,6 +777,14 @@ impl SoftVcpu {
             jit.counts.entries += 1;
             let block = jit.block(id)?;
             let (entry, rip, crosses) = (block.entry, block.rip, block.second.is_some());
+            let log = self.cpu.jit.log;
+            if log.each_block() {
+                from = None;
+                let room = !jit.options.counted || limit - self.cpu.env.icount >= block.n.into();
+                if room {
+                    show::entered(log, &self.cpu, (id, entry, block.n));
+                }
+            }
             // A link inside of a page is good for as long as the page's bytes are; one that leaves it, or leads to a
             // block of two pages, for as long as the mapping is.
             if let Some((slot, far)) = from.take()
@@ -906,7 +941,11 @@ impl SoftVcpu {
         j.tag = epochs.map(|e| e << 24 | u64::from(mode));
         let tag = j.tag[(rip >> 63) as usize];
         cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
-        if flat && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) {
+        let linked = !cpu.jit.log.each_block();
+        if flat
+            && linked
+            && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id))
+        {
             let code = b.entry;
             cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code, id };
         }

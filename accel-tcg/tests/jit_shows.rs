@@ -1,10 +1,12 @@
-//! What the JIT shows of itself: the text of `info jit`.
+//! What the JIT shows of itself: the text of `info jit` and the items of the log.
 
 use anura_accel::{AccelVm, Accelerator, Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
 use anura_accel_tcg::{JitEngine, generated_code};
 use anura_vmcore::CpuSignal;
-use std::sync::Arc;
+use log::{LevelFilter, Log, Metadata, Record};
+use std::cell::RefCell;
+use std::sync::{Arc, Once};
 
 const CODE: u64 = 0x1_0000;
 const ROOT: u64 = 0x10_0000;
@@ -52,4 +54,92 @@ fn the_numbers_of_a_run_can_be_read_after_it() {
     {
         assert!(text.contains(word), "{word}: {text}");
     }
+}
+
+thread_local! {
+    /// Items that this test has on, and what came.
+    static LOG: RefCell<(Vec<&'static str>, String)> = const { RefCell::new((Vec::new(), String::new())) };
+}
+
+struct Kept;
+
+impl Log for Kept {
+    fn enabled(&self, m: &Metadata<'_>) -> bool {
+        LOG.with_borrow(|l| l.0.contains(&m.target()))
+    }
+    fn log(&self, r: &Record<'_>) {
+        if self.enabled(r.metadata()) {
+            LOG.with_borrow_mut(|l| l.1 += &format!("{}: {}\n", r.target(), r.args()));
+        }
+    }
+    fn flush(&self) {}
+}
+
+/// What a program that ends in HLT leaves in the log.
+fn logged(items: &[&'static str], engine: JitEngine, code: &[u8]) -> Option<String> {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        log::set_logger(&Kept).unwrap();
+        log::set_max_level(LevelFilter::Trace);
+    });
+    let mut g = guest(engine, code)?;
+    LOG.with_borrow_mut(|l| *l = (items.to_vec(), String::new()));
+    // Without exact budgets, a run that has one is the interpreter's.
+    let exit = g.vcpu.run(if engine.exact { Budget::Instructions(5000) } else { Budget::Unlimited });
+    assert!(matches!(exit, VcpuExit::Halted | VcpuExit::TripleFault), "{exit:?}");
+    let text = LOG.with_borrow(|l| l.1.clone());
+    assert!(!text.lines().any(|l| l.contains("panicked")));
+    Some(text)
+}
+
+#[test]
+fn in_asm_shows_the_instructions_of_each_block_once() {
+    let Some(text) = logged(&["in_asm"], JitEngine::default(), &LOOP) else { return };
+    assert_eq!(text.matches("IN:").count(), 3, "{text}");
+    assert!(text.contains("0x0000000000010000:  b9 e8 03 00 00 "), "{text}");
+    assert!(text.contains("mov ecx,3E8h") && text.contains("dec ecx") && text.contains("hlt"), "{text}");
+}
+
+#[test]
+fn op_shows_the_operations_of_a_block() {
+    let Some(text) = logged(&["op"], JitEngine::default(), &LOOP) else { return };
+    assert!(text.contains("op: OP:\nblock pa=") && text.contains("rcx = mov.i32 0x3e8"), "{text}");
+}
+
+#[test]
+fn out_asm_shows_the_hosts_code_of_a_block() {
+    let Some(text) = logged(&["out_asm"], JitEngine::default(), &LOOP) else { return };
+    assert_eq!(text.matches("OUT: [0x1000").count(), 3, "{text}");
+    assert!(text.contains("mov ecx,3E8h"), "{text}");
+}
+
+#[test]
+fn exec_shows_every_block_that_is_entered() {
+    for exact in [false, true] {
+        let engine = JitEngine { exact, ..JitEngine::default() };
+        let Some(text) = logged(&["exec"], engine, &LOOP) else { return };
+        // The first has the loop's first turn.
+        assert_eq!(text.matches("Trace 0: ").count(), 1 + 999 + 1, "exact {exact}");
+        assert_eq!(text.matches("/0000000000010005/").count(), 999, "exact {exact}");
+    }
+}
+
+#[test]
+fn cpu_shows_the_registers_before_each_block() {
+    let Some(text) = logged(&["cpu"], JitEngine::default(), &LOOP) else { return };
+    assert_eq!(text.matches("CPU#0").count(), 1001);
+    for turn in ["RCX=0000000000000000", "RCX=0000000000000001", "RCX=00000000000003e7"] {
+        assert!(text.contains(turn), "{turn}");
+    }
+}
+
+#[test]
+fn int_shows_what_is_delivered() {
+    // UD2, without a table to lead anywhere.
+    let Some(text) = logged(&["int"], JitEngine::default(), &[0x0f, 0x0b]) else { return };
+    assert!(
+        text.contains("     0: v=06 e=0000 i=0 cpl=0 IP=0010:0000000000010000 pc=0000000000010000"),
+        "{text}"
+    );
+    assert!(text.contains(" v=08 "), "{text}");
 }

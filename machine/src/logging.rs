@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub const ITEMS: &[(&str, &str)] = &[
     ("in_asm", "show guest code of each translated block"),
     ("op", "show the operations of each translated block"),
+    ("out_asm", "show generated host code of each translated block"),
     ("int", "show interrupts and exceptions as they are delivered"),
     ("exec", "show each block before it is executed (lots of output)"),
     ("cpu", "show CPU registers before each block (lots of output)"),
@@ -19,10 +20,11 @@ static ACTIVE: AtomicU32 = AtomicU32::new(0);
 
 /// Whether an item is on.
 pub fn active(item: &str) -> bool {
-    ITEMS
-        .iter()
-        .position(|(name, _)| *name == item)
-        .is_some_and(|n| ACTIVE.load(Ordering::Relaxed) & 1 << n != 0)
+    let bits = ACTIVE.load(Ordering::Relaxed);
+    if bits == 0 {
+        return false;
+    }
+    ITEMS.iter().position(|(name, _)| *name == item).is_some_and(|n| bits & 1 << n != 0)
 }
 
 /// Switches to exactly these items, a comma-separated list; `none` is none of them. The error names what is unknown.

@@ -239,6 +239,7 @@ impl MachineControl for Machine {
     }
 
     fn set_log(&self, items: &str) -> Result<(), ControlError> {
-        crate::logging::set_items(items).map_err(ControlError)
+        // An engine looks at the items when it begins to run.
+        self.inner.cpus.pause(|_| crate::logging::set_items(items)).map_err(ControlError)
     }
 }

@@ -76,6 +76,9 @@ fn class(e: &Event) -> Class {
 pub fn deliver(cpu: &mut Cpu, event: Event) -> Result<(), Shutdown> {
     let mut e = event;
     loop {
+        if cpu.jit.log.int {
+            crate::show::delivered(cpu, &e);
+        }
         if e.vector == vector::PF && e.kind == EventKind::Fault {
             cpu.env.cr2 = e.payload;
         }

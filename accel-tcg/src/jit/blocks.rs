@@ -11,6 +11,7 @@ use crate::cache::AddressHasher;
 use crate::env::Cpu;
 use crate::interp::thunk;
 use crate::ir::Block as Ir;
+use crate::show;
 use anura_memory::RamBlock;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -91,6 +92,8 @@ pub(crate) struct Jit {
     pages: HashMap<usize, Page, Hasher>,
     by_cold: BTreeMap<u32, u32>,
     pub counts: Counts,
+    /// The host's code of each block is shown in the log.
+    pub show: bool,
     /// Generation of the interpreter's cache, whose functions blocks refer to.
     pub generation: u64,
 }
@@ -124,6 +127,7 @@ impl Jit {
             pages: HashMap::default(),
             by_cold: BTreeMap::new(),
             counts: Counts::default(),
+            show: false,
             generation: 0,
         })
     }
@@ -187,6 +191,11 @@ impl Jit {
                 _ => (to as i64 - (base + at + 4) as i64) as u32,
             };
             buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        if self.show {
+            let text = |at, bytes: &[u8]| show::code(64, self.arena.address(at), bytes);
+            let (h, c) = (text(hot, &h.bytes), text(cold, &c.bytes));
+            log::debug!(target: "out_asm", "OUT: [{:#x}]{h}\n  -- cold{c}", ir.va);
         }
         self.arena.add(Part::Hot, &h.bytes);
         self.arena.add(Part::Cold, &c.bytes);

@@ -10,6 +10,7 @@ use crate::interp::flags;
 use crate::interp::t0::Exit;
 use crate::interp::{after_step, run_ops};
 use crate::mmu::View;
+use crate::show::Items;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -18,6 +19,10 @@ use std::ptr;
 pub struct Shared {
     /// Instructions are counted.
     pub(crate) counted: bool,
+    /// What the log is to show.
+    pub(crate) log: Items,
+    /// Events that the log has shown.
+    pub(crate) delivered: u64,
     /// A routine panicked.
     pub(crate) panic: Option<String>,
 }
