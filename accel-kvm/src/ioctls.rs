@@ -84,7 +84,7 @@ pub const TABLE: &[Ioctl] = &[
     row("KVM_SET_DEBUGREGS", On::Cpu, "as KVM_SET_REGS", STOPS),
     row("KVM_GET_VCPU_EVENTS", On::Cpu, "as KVM_GET_REGS", STOPS),
     row("KVM_SET_VCPU_EVENTS", On::Cpu, "as KVM_SET_REGS", STOPS),
-    row("KVM_GET_LAPIC", On::Cpu, "split: vCPUs stand", "logged; the board's local APIC keeps what it had"),
+    row("KVM_GET_LAPIC", On::Cpu, "split: a vCPU leaves its loop (its timer may expire before it stands), vCPUs stand", "logged; the board's local APIC keeps what it had"),
     row("KVM_SET_LAPIC", On::Cpu, "split: vCPUs go on", "logged"),
     row("KVM_GET_MP_STATE", On::Cpu, "split: vCPUs stand", "logged"),
     row("KVM_SET_MP_STATE", On::Cpu, "split: vCPUs go on", "logged"),

@@ -156,3 +156,24 @@ fn without_eventfds_each_message_is_an_ioctl() {
         assert_eq!(tried, usize::from(fails.is_some()), "tried once and no more");
     }
 }
+
+#[test]
+fn a_timer_that_expires_between_the_kick_and_the_registers_is_not_lost() {
+    let word = |b: &Bench, at: usize, value: u32| {
+        for (to, from) in b.script.0.lock().lapic[at..].iter_mut().zip(value.to_le_bytes()) {
+            *to = from as std::os::raw::c_char;
+        }
+    };
+    for (left, lost) in [(1000, true), (0, false)] {
+        let mut b = split(vec![]);
+        word(&b, offset::LVT_TIMER, 0x33);
+        word(&b, offset::TIMER_INITIAL, 5000);
+        word(&b, offset::TIMER_CURRENT, left);
+        b.vcpu.kicker().kick();
+        assert_eq!(b.run(), VcpuExit::Interrupted);
+        word(&b, offset::TIMER_CURRENT, 0);
+        b.vm.stand(&mut [&mut *b.vcpu as &mut dyn Vcpu]);
+        let irr = b.board.0.image.lock().page.get(offset::IRR + 16);
+        assert_eq!(irr, if lost { 1 << 0x13 } else { 0 }, "{left}");
+    }
+}

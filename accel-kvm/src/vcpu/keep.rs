@@ -11,6 +11,7 @@ use anura_x86::{Activity, CpuState, msr};
 use kvm_bindings::*;
 
 use super::KvmVcpu;
+use super::timer::Seen;
 use crate::state;
 
 /// The time stamp counter while the vCPU stands.
@@ -91,6 +92,14 @@ impl KvmVcpu {
         Ok(apics.image(&page, base, deadline))
     }
 
+    /// The vCPU leaves KVM_RUN for longer: its timer may expire before it stands.
+    pub(super) fn look_at_timer(&mut self) {
+        if let Some(apics) = self.vm.apics.clone().filter(|_| !self.standing) {
+            let page = self.fd.lapic().ok();
+            self.timer_seen = page.map(|page| Seen::of(&apics.image(&page, 0, 0).page));
+        }
+    }
+
     /// Gives the board what the kernel kept.
     pub(super) fn come_out(&mut self) -> io::Result<()> {
         if self.standing {
@@ -104,6 +113,9 @@ impl KvmVcpu {
         }
         if self.split() {
             let mut image = self.kernel_apic()?;
+            if let Some(seen) = self.timer_seen.take() {
+                seen.deliver(&mut image.page);
+            }
             if image.tsc_deadline != 0 {
                 // The board's timer knows the machine's counter.
                 image.tsc_deadline = image.tsc_deadline.wrapping_sub(self.tsc.offset).max(1);

@@ -8,6 +8,7 @@
 
 mod keep;
 mod step;
+mod timer;
 
 pub(crate) use step::StepBoard;
 
@@ -62,6 +63,8 @@ pub(crate) struct KvmVcpu {
     fresh: bool,
     /// The board has what the kernel keeps for a running vCPU.
     standing: bool,
+    /// The kernel's timer when the vCPU last came out.
+    timer_seen: Option<timer::Seen>,
     tsc: keep::Tsc,
     /// The guest's page fault handler, where a breakpoint of ours stands on hosts that emulate ring 0.
     faults_at: Option<u64>,
@@ -109,6 +112,7 @@ impl KvmVcpu {
             cr8: 0,
             fresh: false,
             standing: true,
+            timer_seen: None,
             tsc: keep::Tsc::default(),
             faults_at: None,
             unknown_at: None,
@@ -623,10 +627,10 @@ impl Vcpu for KvmVcpu {
             // Inexact, as `Capabilities` says: about a nanosecond each.
             Budget::Instructions(n) => Some(Instant::now() + Duration::from_nanos(n.max(1000))),
         };
-        match self.run_loop(deadline) {
-            Ok(exit) => exit,
-            Err(e) => self.failed(e.to_string()),
-        }
+        self.timer_seen = None;
+        let exit = self.run_loop(deadline);
+        self.look_at_timer();
+        exit.unwrap_or_else(|e| self.failed(e.to_string()))
     }
 
     fn state(&mut self) -> CpuState {
