@@ -151,8 +151,9 @@ impl SoftVcpu {
         signal: Arc<CpuSignal>,
         setup: Setup,
     ) -> std::io::Result<Self> {
-        let Setup { size, counted, smp, one_insn, numbers } = setup;
-        let jit = Jit::new(size, counted, vm.config.counted, smp)?;
+        let Setup { size, counted, smp, one_insn, numbers, perf } = setup;
+        let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
+        jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
         vcpu.owner = 1 << (id & 63);
         vcpu.numbers = Some(numbers);

@@ -1,4 +1,4 @@
-//! What the JIT shows of itself: the text of `info jit` and the items of the log.
+//! What the JIT shows of itself: the text of `info jit` and the items of the log, and the map for `perf`.
 
 use anura_accel::{AccelVm, Accelerator, Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
@@ -142,4 +142,25 @@ fn int_shows_what_is_delivered() {
         "{text}"
     );
     assert!(text.contains(" v=08 "), "{text}");
+}
+
+#[test]
+fn the_map_for_perf_names_blocks_and_stubs() {
+    let engine = JitEngine { perf_map: true, ..JitEngine::default() };
+    let Some(mut g) = guest(engine, &LOOP) else { return };
+    assert_eq!(g.vcpu.run(Budget::Unlimited), VcpuExit::Halted);
+    let path = format!("/tmp/perf-{}.map", std::process::id());
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let mut pieces = Vec::new();
+    for line in text.lines() {
+        let mut words = line.splitn(3, ' ');
+        let mut number = || u64::from_str_radix(words.next().unwrap(), 16).unwrap();
+        pieces.push((number(), number(), words.next().unwrap()));
+    }
+    for name in ["anura:enter", "anura:slow", "anura:loadx87", "guest:0x10000", "guest:0x10005.cold"] {
+        assert_eq!(pieces.iter().filter(|p| p.2 == name && p.1 > 0).count(), 1, "{name}: {text}");
+    }
+    pieces.sort();
+    assert!(pieces.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{text}");
 }

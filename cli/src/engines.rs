@@ -31,6 +31,7 @@ fn jit(accel: &AccelConfig) -> JitEngine {
         engine.code_bytes = mib << 20;
     }
     engine.single_thread = property("thread") == Some("single");
+    engine.perf_map = property("perfmap") == Some("on");
     engine.one_insn = property("one-insn-per-tb") == Some("on");
     engine
 }
@@ -83,10 +84,13 @@ fn verify(accel: &AccelConfig, board: &Board) -> Result<Box<dyn Accelerator>, St
 
 /// Picks the engine for `config`; a fall-back or a choice of our own is announced through `say`.
 pub fn choose(config: &MachineConfig, say: &mut dyn FnMut(String)) -> Result<Box<dyn Accelerator>, String> {
-    let asked: Vec<AccelConfig> = match config.accel.as_slice() {
+    let mut asked: Vec<AccelConfig> = match config.accel.as_slice() {
         [] => BUILT_IN.map(AccelConfig::named).to_vec(),
         asked => asked.to_vec(),
     };
+    if config.log.perf_map {
+        asked.iter_mut().for_each(|a| a.properties.push(("perfmap".into(), "on".into())));
+    }
     let mut refused = Vec::new();
     for accel in &asked {
         if accel.name == "verify" {

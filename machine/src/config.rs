@@ -510,6 +510,8 @@ pub struct LogConfig {
     pub trace: Vec<String>,
     /// `-msg timestamp=on`.
     pub timestamps: bool,
+    /// `-perfmap`.
+    pub perf_map: bool,
 }
 
 impl Default for MachineConfig {

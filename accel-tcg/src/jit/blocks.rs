@@ -6,6 +6,7 @@
 use super::arena::{Arena, Part};
 use super::emit::{Emit, Exit, Helper, Loc, Options, Output, Recipe, Site, Step, To};
 use super::home::Home;
+use super::perf::PerfMap;
 use super::stubs::{self, Stubs};
 use crate::cache::AddressHasher;
 use crate::env::Cpu;
@@ -94,6 +95,7 @@ pub(crate) struct Jit {
     pub counts: Counts,
     /// The host's code of each block is shown in the log.
     pub show: bool,
+    perf: Option<Arc<PerfMap>>,
     /// Generation of the interpreter's cache, whose functions blocks refer to.
     pub generation: u64,
 }
@@ -128,8 +130,21 @@ impl Jit {
             by_cold: BTreeMap::new(),
             counts: Counts::default(),
             show: false,
+            perf: None,
             generation: 0,
         })
+    }
+
+    /// From now on, code is named in a map for `perf`.
+    pub fn name_code(&mut self, map: Option<Arc<PerfMap>>) {
+        if let Some(map) = &map {
+            let mut ends = self.stub_bytes;
+            for (at, name) in self.stubs.names().into_iter().rev() {
+                map.add(self.arena.address(at), ends - at, &format!("anura:{name}"));
+                ends = at;
+            }
+        }
+        self.perf = map;
     }
 
     /// The block at a place.
@@ -191,6 +206,10 @@ impl Jit {
                 _ => (to as i64 - (base + at + 4) as i64) as u32,
             };
             buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        if let Some(map) = &self.perf {
+            map.add(self.arena.address(hot), h.bytes.len(), &format!("guest:{:#x}", ir.va));
+            map.add(self.arena.address(cold), c.bytes.len(), &format!("guest:{:#x}.cold", ir.va));
         }
         if self.show {
             let text = |at, bytes: &[u8]| show::code(64, self.arena.address(at), bytes);

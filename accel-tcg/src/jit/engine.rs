@@ -1,6 +1,7 @@
 //! The engine `-accel jit`.
 
 use super::blocks::Counts;
+use super::perf::PerfMap;
 use crate::cache::CodePages;
 use crate::env::VmShared;
 use crate::vcpu::{Interp, SoftVcpu};
@@ -21,13 +22,15 @@ pub struct JitEngine {
     pub exact: bool,
     /// Every block is of one instruction.
     pub one_insn: bool,
+    /// Translated code is named in a map for `perf`.
+    pub perf_map: bool,
     /// Bytes of translated code at most, for all vCPUs together.
     pub code_bytes: usize,
 }
 
 impl Default for JitEngine {
     fn default() -> Self {
-        JitEngine { single_thread: false, exact: false, one_insn: false, code_bytes: CODE }
+        JitEngine { single_thread: false, exact: false, one_insn: false, perf_map: false, code_bytes: CODE }
     }
 }
 
@@ -48,12 +51,24 @@ impl Accelerator for JitEngine {
         if crate::generated_code().is_err() {
             return Interp.create_vm(spaces, config);
         }
+        let perf = match self.perf_map {
+            true => {
+                let failed = |source| AccelError::Host {
+                    engine: "jit",
+                    what: "the map for perf cannot be written".into(),
+                    source,
+                };
+                Some(Arc::new(PerfMap::create().map_err(failed)?))
+            }
+            false => None,
+        };
         Ok(Arc::new(Vm {
             spaces: spaces.clone(),
             config: config.clone(),
             engine: *self,
             pages: Arc::default(),
             info: Mutex::default(),
+            perf,
         }))
     }
 }
@@ -64,6 +79,7 @@ struct Vm {
     engine: JitEngine,
     pages: Arc<CodePages>,
     info: Mutex<Vec<Arc<Mutex<Numbers>>>>,
+    perf: Option<Arc<PerfMap>>,
 }
 
 /// How a vCPU is to translate.
@@ -77,6 +93,7 @@ pub(crate) struct Setup {
     /// Blocks are of one instruction.
     pub one_insn: bool,
     pub numbers: Arc<Mutex<Numbers>>,
+    pub perf: Option<Arc<PerfMap>>,
 }
 
 /// What a vCPU shows of its translations.
@@ -98,8 +115,14 @@ impl AccelVm for Vm {
         let shared = VmShared::with_pages(&self.spaces, &self.config, self.pages.clone());
         let numbers = Arc::new(Mutex::new(Numbers::default()));
         self.info.lock().push(numbers.clone());
-        let setup =
-            Setup { size, counted, smp: vcpus > 1 && !counted, one_insn: self.engine.one_insn, numbers };
+        let setup = Setup {
+            size,
+            counted,
+            smp: vcpus > 1 && !counted,
+            one_insn: self.engine.one_insn,
+            numbers,
+            perf: self.perf.clone(),
+        };
         SoftVcpu::with_jit(shared, id, signal, setup).map(|v| Box::new(v) as Box<dyn Vcpu>).map_err(
             |source| AccelError::Host {
                 engine: "jit",

@@ -10,6 +10,7 @@ mod blocks;
 mod emit;
 pub(crate) mod engine;
 mod home;
+mod perf;
 mod rt;
 mod stubs;
 

@@ -41,6 +41,16 @@ impl Stubs {
     pub fn at(&self, s: Stub) -> u32 {
         self.offsets[s as usize]
     }
+
+    /// Where each begins, in order, with its name.
+    pub fn names(&self) -> Vec<(usize, String)> {
+        use Stub::*;
+        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87];
+        let stubs = all.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
+        let mut names: Vec<_> = stubs.chain([(self.enter, "enter".into())]).collect();
+        names.sort();
+        names
+    }
 }
 
 const GPRS: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 14];

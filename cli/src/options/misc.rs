@@ -313,6 +313,10 @@ pub(crate) fn log_items(b: &mut Builder, text: &str) -> Res {
     Ok(())
 }
 
+pub(crate) fn perf_map(b: &mut Builder) {
+    b.config.log.perf_map = true;
+}
+
 pub(crate) fn log_file(b: &mut Builder, text: &str) -> Res {
     b.config.log.file = Some(path(text)?);
     Ok(())
