@@ -14,7 +14,7 @@ use crate::interp::thunk;
 use crate::ir::Block as Ir;
 use crate::show;
 use anura_memory::RamBlock;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,10 +41,8 @@ pub(crate) struct Block {
     sites: Box<[Site]>,
     offsets: Box<[u8]>,
     // Held, and boxed, for the code, which has their addresses.
-    #[allow(clippy::vec_box)]
-    _helpers: Vec<Box<Helper>>,
-    #[allow(clippy::vec_box)]
-    _steps: Vec<Box<Step>>,
+    _helpers: Box<[Box<Helper>]>,
+    _steps: Box<[Box<Step>]>,
     /// Slots that lead here; bit 0 set for those with an epoch.
     preds: Vec<u32>,
 }
@@ -91,7 +89,10 @@ pub(crate) struct Jit {
     blocks: Vec<Option<Box<Block>>>,
     index: HashMap<Key, u32, Hasher>,
     pages: HashMap<usize, Page, Hasher>,
-    by_cold: BTreeMap<u32, u32>,
+    /// Where the cold code of blocks starts, in the order that it was written.
+    by_cold: Vec<(u32, u32)>,
+    /// Memory for the next block's code.
+    spare: Output,
     pub counts: Counts,
     /// The host's code of each block is shown in the log.
     pub show: bool,
@@ -127,7 +128,8 @@ impl Jit {
             blocks: Vec::new(),
             index: HashMap::default(),
             pages: HashMap::default(),
-            by_cold: BTreeMap::new(),
+            by_cold: Vec::new(),
+            spare: Output::default(),
             counts: Counts::default(),
             show: false,
             perf: None,
@@ -186,12 +188,12 @@ impl Jit {
         sources: &[Source],
         functions: Option<&mut thunk::Arena>,
     ) -> u32 {
-        let out = Emit::block(ir, second.is_some(), self.options, functions);
+        let spare = std::mem::take(&mut self.spare);
+        let mut out = Emit::block(ir, second.is_some(), self.options, functions, spare);
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
-        let Output { hot: mut h, cold: mut c, fixes, sites, exits, helpers, steps } = out;
-        for f in &fixes {
-            let (base, buf) = if f.cold { (cold, &mut c.bytes) } else { (hot, &mut h.bytes) };
+        for f in &out.fixes {
+            let (base, buf) = if f.cold { (cold, &mut out.cold.bytes) } else { (hot, &mut out.hot.bytes) };
             let to = match f.to {
                 To::Hot(n) => hot + n as usize,
                 To::Cold(n) => cold + n as usize,
@@ -207,19 +209,20 @@ impl Jit {
             };
             buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
+        let (h, c) = (&out.hot.bytes, &out.cold.bytes);
         if let Some(map) = &self.perf {
-            map.add(self.arena.address(hot), h.bytes.len(), &format!("guest:{:#x}", ir.va));
-            map.add(self.arena.address(cold), c.bytes.len(), &format!("guest:{:#x}.cold", ir.va));
+            map.add(self.arena.address(hot), h.len(), &format!("guest:{:#x}", ir.va));
+            map.add(self.arena.address(cold), c.len(), &format!("guest:{:#x}.cold", ir.va));
         }
         if self.show {
             let text = |at, bytes: &[u8]| show::code(64, self.arena.address(at), bytes);
-            let (h, c) = (text(hot, &h.bytes), text(cold, &c.bytes));
+            let (h, c) = (text(hot, h), text(cold, c));
             log::debug!(target: "out_asm", "OUT: [{:#x}]{h}\n  -- cold{c}", ir.va);
         }
-        self.arena.add(Part::Hot, &h.bytes);
-        self.arena.add(Part::Cold, &c.bytes);
-        let mut words = Vec::with_capacity(exits.len() * 16);
-        for e in &exits {
+        self.arena.add(Part::Hot, h);
+        self.arena.add(Part::Cold, c);
+        let mut words = Vec::with_capacity(out.exits.len() * 16);
+        for e in &out.exits {
             let Exit { unlinked, far } = *e;
             let unlinked = self.arena.address(cold + unlinked as usize);
             words.extend_from_slice(&unlinked.to_le_bytes());
@@ -230,7 +233,7 @@ impl Jit {
         self.counts.blocks += 1;
         self.counts.instructions += ir.insns.len() as u64;
         self.counts.guest_bytes += u64::from(ir.len());
-        self.counts.steps += steps.len() as u64;
+        self.counts.steps += out.steps.len() as u64;
         let block = Block {
             entry: self.arena.address(hot),
             rip: ir.va,
@@ -240,14 +243,14 @@ impl Jit {
             len: ir.len(),
             n: ir.insns.len() as u8,
             cold: cold as u32,
-            sites: sites.into_boxed_slice(),
+            sites: out.sites.as_slice().into(),
             offsets: ir.insns.iter().map(|i| i.len).collect(),
-            _helpers: helpers,
-            _steps: steps,
+            _helpers: out.helpers.drain(..).collect(),
+            _steps: out.steps.drain(..).collect(),
             preds: Vec::new(),
         };
-        if !c.bytes.is_empty() {
-            self.by_cold.insert(cold as u32, id);
+        if !out.cold.bytes.is_empty() {
+            self.by_cold.push((cold as u32, id));
         }
         self.index.insert((block.host, block.rip, key), id);
         for (page, ram, offset) in sources {
@@ -258,6 +261,7 @@ impl Jit {
                 .push(id);
         }
         self.blocks.push(Some(Box::new(block)));
+        self.spare = out;
         id
     }
 
@@ -312,10 +316,6 @@ impl Jit {
             }
             if self.index.get(&(b.host, b.rip, b.key)) == Some(id) {
                 self.index.remove(&(b.host, b.rip, b.key));
-            }
-            // A block without cold code has no place there; the next one's begins where its own would.
-            if self.by_cold.get(&b.cold) == Some(id) {
-                self.by_cold.remove(&b.cold);
             }
             let j = &mut home.jumps()[Home::jump_index(b.rip)];
             if j.code == b.entry {
@@ -389,8 +389,8 @@ impl Jit {
     pub fn settle(&mut self, cpu: &mut Cpu) -> Option<(u8, u8)> {
         self.counts.bails += 1;
         let at = self.arena.offset(cpu.env.jit.site) as u32;
-        let (_, id) = self.by_cold.range(..=at).next_back()?;
-        let b = self.block(*id)?;
+        let n = self.by_cold.partition_point(|(start, _)| *start <= at).checked_sub(1)?;
+        let b = self.block(self.by_cold[n].1)?;
         let ret = at - b.cold;
         let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
         let site = b.sites[n];

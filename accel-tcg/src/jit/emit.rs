@@ -159,6 +159,22 @@ pub(super) struct Output {
     pub helpers: Vec<Box<Helper>>,
     #[allow(clippy::vec_box)]
     pub steps: Vec<Box<Step>>,
+    live: Vec<u32>,
+    temps: Vec<Temp>,
+    uses: Vec<u16>,
+}
+
+impl Output {
+    /// Makes it empty, with what memory it has.
+    pub fn clear(&mut self) {
+        self.hot.bytes.clear();
+        self.cold.bytes.clear();
+        self.fixes.clear();
+        self.sites.clear();
+        self.exits.clear();
+        self.helpers.clear();
+        self.steps.clear();
+    }
 }
 
 /// What the host and the machine are like.
@@ -176,7 +192,7 @@ pub(crate) struct Options {
 
 /// An address that has been computed nowhere yet.
 #[derive(Clone, Copy, Debug)]
-struct Parts {
+pub(super) struct Parts {
     a: Ref,
     b: Ref,
     c: Ref,
@@ -186,7 +202,7 @@ struct Parts {
 
 /// Where a temporary's value is.
 #[derive(Clone, Copy, Debug)]
-enum Temp {
+pub(super) enum Temp {
     Nothing,
     /// A scratch register.
     Reg(Reg),
@@ -248,8 +264,12 @@ impl<'a> Emit<'a> {
         crosses: bool,
         options: Options,
         arena: Option<&'a mut thunk::Arena>,
+        mut out: Output,
     ) -> Output {
-        let mut uses = vec![0u16; b.temps as usize];
+        out.clear();
+        let mut uses = std::mem::take(&mut out.uses);
+        uses.clear();
+        uses.resize(b.temps as usize, 0);
         for o in &b.ops {
             for r in [o.a, o.b, o.c] {
                 if let Some(t) = r.as_temp() {
@@ -257,16 +277,19 @@ impl<'a> Emit<'a> {
                 }
             }
         }
-        let mut live = Vec::new();
+        let mut live = std::mem::take(&mut out.live);
         opt::flags::live_after(b, &mut live);
+        let mut temps = std::mem::take(&mut out.temps);
+        temps.clear();
+        temps.resize(b.temps as usize, Temp::Nothing);
         let mut e = Emit {
             b,
             options,
-            out: Output::default(),
+            out,
             fl: Fl::Env { carry: None },
             host: 0,
             live,
-            temps: vec![Temp::Nothing; b.temps as usize],
+            temps,
             uses,
             hold: [Hold::Free; 2],
             locked: [false; 2],
@@ -276,8 +299,6 @@ impl<'a> Emit<'a> {
             x87: false,
             arena,
         };
-        e.out.hot.bytes.reserve(b.ops.len() * 24 + 64);
-        e.out.cold.bytes.reserve(b.ops.len() * 16 + 64);
         e.prologue();
         let mut i = 0;
         while i < b.ops.len() {
@@ -287,7 +308,9 @@ impl<'a> Emit<'a> {
             e.instruction(i, n);
             i += n;
         }
-        e.out
+        let Emit { mut out, live, temps, uses, .. } = e;
+        (out.live, out.temps, out.uses) = (live, temps, uses);
+        out
     }
 
     fn prologue(&mut self) {
