@@ -58,7 +58,7 @@ pub const TABLE: &[Ioctl] = &[
     row("KVM_SET_IDENTITY_MAP_ADDR", On::Vm, "start: as above", NO_START),
     row("KVM_ENABLE_CAP", On::Vm, "start: split irqchip, x2APIC ids, MSR exits, exit on emulation failure, quirks off", "irqchip and MSR exits: the engine does not start; others: a warning"),
     row("KVM_SET_USER_MEMORY_REGION", On::Vm, "each change of the memory map; after bursts of the stepper", "the guest stops; no slot left: says for which address"),
-    row("KVM_GET_DIRTY_LOG", On::Vm, "save, state hash, before the stepper runs; where ring 0 is emulated", STOPS),
+    row("KVM_GET_DIRTY_LOG", On::Vm, "state hash, engine switch, before the stepper runs, a slot goes; from the third time on, and always where ring 0 is emulated", "all RAM counts as written, or internal-error: the machine stops, and can be reset"),
     row("KVM_SIGNAL_MSI", On::Vm, "split: each interrupt of the IOAPIC, and messages that have no eventfd", "logged; the interrupt is lost"),
     row("KVM_SET_GSI_ROUTING", On::Vm, "split: a redirection entry changed, so that EOIs of level interrupts come back; a device's message is new or goes elsewhere", "logged; the message by KVM_SIGNAL_MSI"),
     row("KVM_IRQFD", On::Vm, "split: a device's message is first sent after the vCPUs go on; vCPUs stand", "KVM_SIGNAL_MSI for each message"),

@@ -28,6 +28,8 @@ pub(crate) struct Script {
     pub(crate) regs: kvm_regs,
     pub(crate) sregs: kvm_sregs,
     pub(crate) slots: Vec<(u32, u32, u64, u64)>,
+    /// Pages that the next dirty log has, of whichever slot.
+    pub(crate) dirty: Vec<u64>,
     pub(crate) messages: Vec<(u64, u32)>,
     pub(crate) routes: Vec<(u32, u64, u32)>,
     /// Numbers of routes that have an eventfd.
@@ -132,7 +134,11 @@ impl Vm for Scripted {
 
     fn dirty_log(&self, _: u32, size: u64) -> io::Result<Vec<u64>> {
         self.ask("KVM_GET_DIRTY_LOG")?;
-        Ok(vec![0; (size / 4096).div_ceil(64) as usize])
+        let mut words = vec![0; (size / 4096).div_ceil(64) as usize];
+        for page in std::mem::take(&mut self.0.lock().dirty) {
+            words[page as usize / 64] |= 1 << (page % 64);
+        }
+        Ok(words)
     }
 
     fn signal_msi(&self, address: u64, data: u32) -> io::Result<()> {

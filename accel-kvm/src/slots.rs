@@ -39,8 +39,6 @@ pub(crate) struct Slots {
     vm: Arc<dyn Vm>,
     gate: Arc<Gate>,
     limit: u32,
-    /// The kernel keeps a dirty log of RAM. It costs it its large pages, so only where the log is needed.
-    logging: bool,
     state: Mutex<State>,
 }
 
@@ -50,6 +48,10 @@ struct State {
     free: Vec<u32>,
     next: u32,
     failure: Option<String>,
+    /// The kernel keeps a dirty log of RAM. It costs it its large pages, so only where the log is needed.
+    logging: bool,
+    /// How often it was asked for without one.
+    unlogged: u32,
     /// A page of no use, and which of two places it is at.
     token: Option<(Arc<RamBlock>, bool)>,
 }
@@ -59,7 +61,8 @@ const TOKEN: [u64; 2] = [0xf_ffff_0000, 0xf_ffff_2000];
 
 impl Slots {
     pub(crate) fn new(vm: &Arc<dyn Vm>, gate: &Arc<Gate>, limit: u32, logging: bool) -> Arc<Self> {
-        Arc::new(Self { vm: vm.clone(), gate: gate.clone(), limit, logging, state: Mutex::default() })
+        let state = Mutex::new(State { logging, ..State::default() });
+        Arc::new(Self { vm: vm.clone(), gate: gate.clone(), limit, state })
     }
 
     /// Why the kernel did not take the memory map, if it did not: the guest must not run.
@@ -110,6 +113,10 @@ impl Slots {
     ) -> Result<(), (u64, io::Error)> {
         for at in stale {
             if let Some(old) = state.slots.remove(at) {
+                // The log goes with the slot.
+                if state.logging && !old.readonly && self.sync_slot(&old).is_err() {
+                    old.block.tracker().note_write(old.offset, old.size);
+                }
                 self.vm.set_memory(old.number, 0, *at, 0, 0).map_err(|e| (*at, e))?;
                 state.free.push(old.number);
             }
@@ -126,13 +133,7 @@ impl Slots {
                 }
                 None => return Err((at, io::Error::from_raw_os_error(libc::ENOSPC))),
             };
-            let flags = match new.readonly {
-                true => KVM_MEM_READONLY,
-                false if self.logging => KVM_MEM_LOG_DIRTY_PAGES,
-                false => 0,
-            };
-            let host = new.block.host_ptr().as_ptr() as u64 + new.offset;
-            self.vm.set_memory(new.number, flags, at, new.size, host).map_err(|e| (at, e))?;
+            self.place(at, &new, state.logging).map_err(|e| (at, e))?;
             state.slots.insert(at, new);
         }
         Ok(())
@@ -152,22 +153,47 @@ impl Slots {
         self.vm.set_memory(self.limit, 0, TOKEN[usize::from(second)], PAGE_SIZE, host)
     }
 
-    /// Tells the trackers which pages the guest wrote since the last call; without a log, that all may be.
+    /// Gives the kernel a slot, or changes its flags.
+    fn place(&self, at: u64, slot: &Slot, logging: bool) -> io::Result<()> {
+        let flags = match slot.readonly {
+            true => KVM_MEM_READONLY,
+            false if logging => KVM_MEM_LOG_DIRTY_PAGES,
+            false => 0,
+        };
+        let host = slot.block.host_ptr().as_ptr() as u64 + slot.offset;
+        self.vm.set_memory(slot.number, flags, at, slot.size, host)
+    }
+
+    /// Tells the trackers which pages the guest wrote since the last call; without a log, that all may be. Who asks a
+    /// second time will ask again: then the log begins.
     pub(crate) fn sync_dirty(&self) -> io::Result<()> {
-        let state = self.state.lock();
-        for slot in state.slots.values().filter(|s| !s.readonly) {
-            if !self.logging {
-                slot.block.tracker().note_write(slot.offset, slot.size);
-                continue;
+        let mut state = self.state.lock();
+        if state.logging {
+            return state.slots.values().filter(|s| !s.readonly).try_for_each(|s| self.sync_slot(s));
+        }
+        state.unlogged = state.unlogged.saturating_add(1);
+        if state.unlogged == 2 {
+            let mut ram = state.slots.iter().filter(|(_, s)| !s.readonly);
+            match ram.try_for_each(|(at, slot)| self.place(*at, slot, true)) {
+                Ok(()) => state.logging = true,
+                Err(e) => log::warn!("kvm: no dirty log: {e}: all RAM counts as written"),
             }
-            let words = self.vm.dirty_log(slot.number, slot.size)?;
-            for (i, word) in words.iter().enumerate() {
-                let mut bits = *word;
-                while bits != 0 {
-                    let page = i as u64 * 64 + u64::from(bits.trailing_zeros());
-                    slot.block.tracker().note_write(slot.offset + page * PAGE_SIZE, PAGE_SIZE);
-                    bits &= bits - 1;
-                }
+        }
+        // What was written before the log began is in no log.
+        for slot in state.slots.values().filter(|s| !s.readonly) {
+            slot.block.tracker().note_write(slot.offset, slot.size);
+        }
+        Ok(())
+    }
+
+    fn sync_slot(&self, slot: &Slot) -> io::Result<()> {
+        let words = self.vm.dirty_log(slot.number, slot.size)?;
+        for (i, word) in words.iter().enumerate() {
+            let mut bits = *word;
+            while bits != 0 {
+                let page = i as u64 * 64 + u64::from(bits.trailing_zeros());
+                slot.block.tracker().note_write(slot.offset + page * PAGE_SIZE, PAGE_SIZE);
+                bits &= bits - 1;
             }
         }
         Ok(())

@@ -139,6 +139,7 @@ struct Bench {
     port: Arc<Port>,
     map: MemoryMap,
     root: Region,
+    ram: Arc<RamBlock>,
     vcpu: Box<dyn Vcpu>,
     signal: Arc<CpuSignal>,
     vm: Arc<dyn AccelVm>,
@@ -153,7 +154,8 @@ fn bench_on(script: Scripted, irqchip: Irqchip) -> Result<Bench, String> {
     let (root, ports) = (Region::container("memory", 1 << 40), Region::container("io", 1 << 16));
     let port = Arc::new(Port::default());
     let mut t = map.transaction();
-    t.add(&root, 0, &Region::ram("ram", RamBlock::new("ram", 0x10000).unwrap()), 0);
+    let ram = RamBlock::new("ram", 0x10000).unwrap();
+    t.add(&root, 0, &Region::ram("ram", ram.clone()), 0);
     t.add(&root, 0x20000, &Region::io("mmio", 0x1000, port.clone(), AccessRules::any(8)), 0);
     t.add(&ports, 0x60, &Region::io("port", 4, port.clone(), AccessRules::any(4)), 0);
     t.commit();
@@ -179,7 +181,7 @@ fn bench_on(script: Scripted, irqchip: Irqchip) -> Result<Bench, String> {
     let mut vcpu = vcpu;
     vm.go(&mut [&mut *vcpu as &mut dyn Vcpu]);
     script.0.lock().asked.clear();
-    Ok(Bench { script, board, port, map, root, vcpu, signal, vm })
+    Ok(Bench { script, board, port, map, root, ram, vcpu, signal, vm })
 }
 
 fn bench(plays: Vec<Play>) -> Bench {
@@ -417,6 +419,55 @@ fn slots_follow_the_view_and_read_only_memory_is_marked() {
     t.commit();
     let slots: Vec<_> = b.script.0.lock().slots.iter().map(|s| (s.2, s.3)).collect();
     assert_eq!(slots, [(0, 0x10000)]);
+}
+
+#[test]
+fn who_asks_for_written_pages_again_gets_them_exactly() {
+    use anura_memory::DirtyClient;
+    let b = bench(vec![]);
+    let block = b.ram.clone();
+    let taken = || {
+        let mut pages = Vec::new();
+        block.tracker().take_dirty(DirtyClient::Migration, 0, 0x10000, |at| pages.push(at / 0x1000));
+        pages
+    };
+    let flags = || b.script.0.lock().slots.iter().map(|s| s.1).collect::<Vec<_>>();
+    let all: Vec<u64> = (0..16).collect();
+    taken();
+    for (round, log) in [0, KVM_MEM_LOG_DIRTY_PAGES].into_iter().enumerate() {
+        b.vm.sync_dirty();
+        assert_eq!(taken(), all, "{round}");
+        assert_eq!(flags(), [log], "{round}");
+    }
+    b.script.0.lock().dirty = vec![2, 7];
+    b.vm.sync_dirty();
+    assert_eq!(taken(), [2, 7]);
+    b.vm.sync_dirty();
+    assert_eq!(taken(), [0u64; 0]);
+    // A slot that goes takes its log along, its successors have logs.
+    b.script.0.lock().dirty = vec![9];
+    let rom = Region::rom("rom", RamBlock::new("rom", 0x1000).unwrap());
+    let mut t = b.map.transaction();
+    t.add(&b.root, 0x4000, &rom, 1);
+    t.commit();
+    assert_eq!(taken(), [9]);
+    let logged = flags().iter().filter(|f| **f == KVM_MEM_LOG_DIRTY_PAGES).count();
+    assert_eq!((logged, flags().len()), (2, 3));
+}
+
+#[test]
+fn without_a_dirty_log_all_memory_counts_as_written() {
+    use anura_memory::DirtyClient;
+    let b = bench(vec![]);
+    b.script.0.lock().failing.push(("KVM_SET_USER_MEMORY_REGION", libc::EINVAL));
+    for _ in 0..4 {
+        let mut pages = 0;
+        b.vm.sync_dirty();
+        b.ram.tracker().take_dirty(DirtyClient::Migration, 0, 0x10000, |_| pages += 1);
+        assert_eq!(pages, 16);
+    }
+    assert!(!b.asked().contains(&"KVM_GET_DIRTY_LOG".to_owned()));
+    assert_eq!(b.asked().iter().filter(|n| *n == "KVM_SET_USER_MEMORY_REGION").count(), 1, "tried once");
 }
 
 #[test]
