@@ -94,6 +94,12 @@ impl KvmVm {
             }
             _ => Some(KernelApics::new(system, &fd).map_err(host("KVM_CAP_SPLIT_IRQCHIP"))?),
         };
+        if choice.irqchip == Irqchip::Split && ring0_emulated {
+            log::warn!(
+                "kvm: kernel-irqchip=split where guest kernels are emulated: only what the kernel fails at is stepped, \
+                 so most guests do not get far; leave kernel-irqchip out or use off"
+            );
+        }
         let kernels = choice.stepping == Stepping::Kernels && apics.is_none();
         let step_kernels = ring0_emulated && stepper.is_some() && kernels;
         let step_board = (stepper.is_some() && apics.is_some())

@@ -1,5 +1,6 @@
 //! Exits and failures, played by a script that stands where the kernel is.
 
+mod dirty;
 mod failures;
 mod split;
 
