@@ -16,7 +16,7 @@ use crate::interp::t0::{Code, Exit, Jump, State};
 use crate::interp::{ends_without_trap, enter};
 use crate::ir::Block;
 use crate::jit::engine::{Numbers, Setup};
-use crate::jit::{Home, Jit, code as leave};
+use crate::jit::{Chaos, Home, Jit, code as leave};
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
 use crate::opt;
@@ -151,7 +151,7 @@ impl SoftVcpu {
         signal: Arc<CpuSignal>,
         setup: Setup,
     ) -> std::io::Result<Self> {
-        let Setup { size, counted, smp, one_insn, numbers, perf } = setup;
+        let Setup { size, counted, smp, one_insn, numbers, perf, chaos } = setup;
         let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
         jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
@@ -159,6 +159,8 @@ impl SoftVcpu {
         vcpu.numbers = Some(numbers);
         vcpu.longest = if one_insn { 1 } else { 64 };
         vcpu.cpu.jit.counted = counted;
+        vcpu.cpu.jit.chaos = Chaos::new(chaos);
+        jit.options.chaos = Chaos::new(chaos);
         vcpu.jit = Some(Box::new(jit));
         Ok(vcpu)
     }
@@ -766,6 +768,14 @@ impl SoftVcpu {
         self.cpu.t0.limit = limit;
         let mut from: Option<(u32, bool)> = None;
         loop {
+            if self.cpu.jit.chaos.any() {
+                if self.disturb(cache) {
+                    from = None;
+                }
+                if self.cpu.jit.chaos.one_in(16) {
+                    return self.one(cache, true);
+                }
+            }
             let epoch = self.cpu.t0.epoch;
             let flushes = self.jit.as_ref()?.counts.flushes;
             let id = match self.find(cache) {
@@ -845,6 +855,20 @@ impl SoftVcpu {
                 return None;
             }
         }
+    }
+
+    /// Accidents between blocks. `true`: nothing is to be linked.
+    #[cold]
+    fn disturb(&mut self, cache: &mut Cache) -> bool {
+        if self.cpu.jit.chaos.one_in(32) {
+            self.cpu.mmu.flush_all();
+            return true;
+        }
+        if self.cpu.jit.chaos.one_in(50_000) {
+            self.forget(cache);
+            return true;
+        }
+        self.cpu.jit.chaos.one_in(2)
     }
 
     /// Whether nothing waits at this boundary and the next instruction need not run alone, so that the run loop may be

@@ -572,3 +572,14 @@ fn budgets_end_sequences_where_they_do_on_the_interpreter() {
     }
     compare(&JitEngine { exact: true, ..JitEngine::default() }, Some(60), seed() ^ 0xabcdef, rounds());
 }
+
+#[test]
+fn disturbances_do_not_change_where_sequences_end() {
+    if let Err(e) = anura_accel_tcg::generated_code() {
+        println!("skipped: this host gives no memory for generated code: {e}");
+        return;
+    }
+    let free = JitEngine { chaos: seed() | 1, ..JitEngine::default() };
+    compare(&free, None, seed() ^ 0x5555, rounds() / 2);
+    compare(&JitEngine { exact: true, ..free }, Some(60), seed() ^ 0xaaaa, rounds() / 2);
+}

@@ -31,6 +31,7 @@ fn jit(accel: &AccelConfig) -> JitEngine {
         engine.code_bytes = mib << 20;
     }
     engine.single_thread = property("thread") == Some("single");
+    engine.chaos = property("chaos").and_then(|v| v.parse().ok()).unwrap_or(0);
     engine.perf_map = property("perfmap") == Some("on");
     engine.one_insn = property("one-insn-per-tb") == Some("on");
     engine

@@ -106,6 +106,20 @@ fn a_counted_boot_of_four_processors_ends_in_one_state_on_every_engine() {
 }
 
 #[test]
+fn a_counted_boot_ends_in_one_state_under_disturbances() {
+    let program = need!(anura(), NO_PROGRAM);
+    need!(guest_file("vmlinuz").and(guest_file("initrd.gz")), NO_GUEST);
+    if let Some(why) = lacks_engine(&program, "jit") {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let first = counted_boot("jit", &program, "1");
+    let other = counted_boot("jit,chaos=20261", &program, "1");
+    assert!(other.0 == first.0, "the serial bytes differ");
+    assert_eq!(other.1, first.1, "the states");
+}
+
+#[test]
 fn no_memory_is_writable_and_executable_while_a_guest_runs() {
     let program = need!(anura(), NO_PROGRAM);
     let kernel = need!(guest_file("vmlinuz"), NO_GUEST);

@@ -4,6 +4,7 @@
 //! mode key. Only the processor's own thread uses this, and only outside of translated code.
 
 use super::arena::{Arena, Part};
+use super::chaos::Chaos;
 use super::emit::{Emit, Exit, Helper, Loc, Options, Output, Recipe, Site, Step, To};
 use super::home::Home;
 use super::perf::PerfMap;
@@ -124,7 +125,7 @@ impl Jit {
             stub_bytes: arena.used()[0],
             arena,
             stubs,
-            options: Options { counted, bmi, pinned, smp },
+            options: Options { counted, bmi, pinned, smp, chaos: Chaos::default() },
             blocks: Vec::new(),
             index: HashMap::default(),
             pages: HashMap::default(),
@@ -188,6 +189,8 @@ impl Jit {
         sources: &[Source],
         functions: Option<&mut thunk::Arena>,
     ) -> u32 {
+        // The next block has other accidents.
+        self.options.chaos.one_in(1);
         let spare = std::mem::take(&mut self.spare);
         let mut out = Emit::block(ir, second.is_some(), self.options, functions, spare);
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));

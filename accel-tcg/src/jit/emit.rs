@@ -15,6 +15,7 @@ mod ops;
 mod vector;
 
 use super::asm::{Buf, Mem, Reg, Rm, reg};
+use super::chaos::Chaos;
 use super::stubs::Stub;
 use crate::env::{Env, JitEnv};
 use crate::helpers::HelperArgs;
@@ -188,6 +189,8 @@ pub(crate) struct Options {
     pub pinned: bool,
     /// More than one processor: locked operations must be.
     pub smp: bool,
+    /// Some checks of accesses fail always.
+    pub chaos: Chaos,
 }
 
 /// An address that has been computed nowhere yet.

@@ -24,13 +24,22 @@ pub struct JitEngine {
     pub one_insn: bool,
     /// Translated code is named in a map for `perf`.
     pub perf_map: bool,
+    /// A seed for disturbances that must not change what a guest computes, for tests; 0 for none.
+    pub chaos: u64,
     /// Bytes of translated code at most, for all vCPUs together.
     pub code_bytes: usize,
 }
 
 impl Default for JitEngine {
     fn default() -> Self {
-        JitEngine { single_thread: false, exact: false, one_insn: false, perf_map: false, code_bytes: CODE }
+        JitEngine {
+            single_thread: false,
+            exact: false,
+            one_insn: false,
+            perf_map: false,
+            chaos: 0,
+            code_bytes: CODE,
+        }
     }
 }
 
@@ -94,6 +103,8 @@ pub(crate) struct Setup {
     pub one_insn: bool,
     pub numbers: Arc<Mutex<Numbers>>,
     pub perf: Option<Arc<PerfMap>>,
+    /// Seed of disturbances, or 0.
+    pub chaos: u64,
 }
 
 /// What a vCPU shows of its translations.
@@ -110,7 +121,10 @@ impl AccelVm for Vm {
     fn create_vcpu(&self, id: u32, signal: Arc<CpuSignal>) -> Result<Box<dyn Vcpu>, AccelError> {
         let vcpus = self.config.topology.total().max(1) as usize;
         let counted = self.config.counted || self.engine.single_thread || self.engine.exact;
-        let size = (self.engine.code_bytes / vcpus).clamp(4 << 20, 1 << 30) & !0xffff;
+        let size = match self.engine.chaos {
+            0 => (self.engine.code_bytes / vcpus).clamp(4 << 20, 1 << 30) & !0xffff,
+            _ => 2 << 20,
+        };
         // Every vCPU has its own translations, and hears of writes to code by itself.
         let shared = VmShared::with_pages(&self.spaces, &self.config, self.pages.clone());
         let numbers = Arc::new(Mutex::new(Numbers::default()));
@@ -122,6 +136,7 @@ impl AccelVm for Vm {
             one_insn: self.engine.one_insn,
             numbers,
             perf: self.perf.clone(),
+            chaos: self.engine.chaos.wrapping_mul(2 * u64::from(id) + 1),
         };
         SoftVcpu::with_jit(shared, id, signal, setup).map(|v| Box::new(v) as Box<dyn Vcpu>).map_err(
             |source| AccelError::Host {

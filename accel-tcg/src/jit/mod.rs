@@ -7,6 +7,7 @@
 mod arena;
 mod asm;
 mod blocks;
+mod chaos;
 mod emit;
 pub(crate) mod engine;
 mod home;
@@ -15,6 +16,7 @@ mod rt;
 mod stubs;
 
 pub(crate) use blocks::Jit;
+pub(crate) use chaos::Chaos;
 pub use engine::JitEngine;
 pub(crate) use home::{Home, Jump};
 pub use rt::Shared;

@@ -3,6 +3,7 @@
 //! Each gets the address of the environment, which is the processor's, with the guest's general registers stored
 //! there, and catches its own panics: nothing unwinds through translated code.
 
+use super::chaos::Chaos;
 use super::emit::{Helper, Step};
 use crate::env::{Cpu, Fault};
 use crate::helpers::{Flow, HelperArgs};
@@ -19,6 +20,8 @@ use std::ptr;
 pub struct Shared {
     /// Instructions are counted.
     pub(crate) counted: bool,
+    /// Accidents.
+    pub(crate) chaos: Chaos,
     /// What the log is to show.
     pub(crate) log: Items,
     /// Events that the log has shown.
@@ -53,6 +56,9 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
     let len = u64::from(what & 0xff);
     let write = what & super::emit::WRITE != 0;
     let view = if what & super::emit::STACK != 0 { View::Stack } else { View::Data };
+    if cpu.jit.chaos.one_in(8) {
+        return ptr::null_mut();
+    }
     let crossing = (va & 0xfff) + len > 0x1000;
     if crossing {
         return if write { ptr::null_mut() } else { across(cpu, va, len, view) };

@@ -173,7 +173,9 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
     }
     let mut properties = Vec::new();
     let irqchip = [("on", "on"), ("off", "off"), ("split", "split")];
-    for key in ["thread", "tb-size", "split-wx", "one-insn-per-tb", "kernel-irqchip", "kvm-shadow-mem"] {
+    for key in
+        ["thread", "tb-size", "split-wx", "one-insn-per-tb", "chaos", "kernel-irqchip", "kvm-shadow-mem"]
+    {
         let value = match key {
             "kernel-irqchip" => kv.word(key, &irqchip)?.map(str::to_owned),
             _ => kv.text(key),
@@ -195,7 +197,7 @@ pub(crate) fn accel(b: &mut Builder, kv: &mut KeyValues) -> Res {
             "thread" if v != "single" && v != "multi" => {
                 return Err(format!("Invalid 'thread' setting {v}; use single or multi"));
             }
-            "tb-size" | "kvm-shadow-mem" => {
+            "tb-size" | "chaos" | "kvm-shadow-mem" => {
                 value::number(key, v)?;
             }
             "split-wx" | "one-insn-per-tb" => {

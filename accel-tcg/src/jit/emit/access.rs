@@ -199,6 +199,7 @@ impl Emit<'_> {
             let j = self.out.hot.jcc(Cond::Nz);
             self.fix_hot(j, To::Cold(at));
         }
+        let refused = self.options.chaos.one_in(8);
         let hot = &mut self.out.hot;
         if self.options.bmi {
             hot.rorx(Ty::I64, reg::R10, reg::R9, 7);
@@ -212,7 +213,7 @@ impl Emit<'_> {
         let tag = entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) });
         hot.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
         hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);
-        let j = hot.jcc(Cond::A);
+        let j = if refused { hot.jmp() } else { hot.jcc(Cond::A) };
         hot.mov_r_rm(Ty::I64, reg::R10, entry(offset_of!(Entry, host)));
         let back = hot.len() as u32;
         self.host = 0;
