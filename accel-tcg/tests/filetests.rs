@@ -2,10 +2,13 @@
 //!
 //! A case is a line `> mode bytes ; what it shows` followed by the operations. Where the front end changes on purpose,
 //! `ANURA_BLESS=1 cargo test -p anura-accel-tcg --test filetests` rewrites the expectation, to be read in the diff.
+//!
+//! In `filetests/host/*.ir` a case is `> what it shows`, a block as text, `---`, and the host's code for it.
 
 use anura_accel_tcg::frontend::blocks;
 use anura_accel_tcg::frontend::effects::Features;
 use anura_accel_tcg::ir::{parse, print, verify};
+use anura_accel_tcg::jit;
 use anura_accel_tcg::mode::key;
 use anura_accel_tcg::opt;
 use std::path::Path;
@@ -82,4 +85,33 @@ fn the_front_end_makes_the_expected_operations() {
             std::fs::write(&file, out).unwrap();
         }
     }
+}
+
+#[test]
+fn the_back_end_writes_the_expected_host_code() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests/host");
+    let bless = std::env::var_os("ANURA_BLESS").is_some();
+    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let mut cases = 0;
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let mut out = String::new();
+        for case in text.split("\n> ").map(|c| c.trim_start_matches("> ")) {
+            let Some((head, rest)) = case.split_once('\n') else { continue };
+            let (ir, expected) = rest.split_once("---\n").unwrap_or((rest, ""));
+            let block = parse::block(ir).unwrap_or_else(|e| panic!("{}: {head}: {e}", file.display()));
+            verify::block(&block).unwrap_or_else(|e| panic!("{}: {head}: {e}", file.display()));
+            let got = jit::host_text(&block);
+            if !bless {
+                assert_eq!(got.trim_end(), expected.trim_end(), "{}: {head}", file.display());
+            }
+            out += &format!("> {head}\n{}\n---\n{}\n\n", ir.trim_end(), got.trim_end());
+            cases += 1;
+        }
+        if bless {
+            std::fs::write(&file, out).unwrap();
+        }
+    }
+    assert!(cases > 5);
 }

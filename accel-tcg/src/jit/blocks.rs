@@ -5,10 +5,10 @@
 
 use super::arena::{Arena, Part};
 use super::chaos::Chaos;
-use super::emit::{Emit, Exit, Helper, Loc, Options, Output, Recipe, Site, Step, To};
+use super::emit::{Emit, Exit, Fix, Helper, Loc, Options, Output, Recipe, Site, Step, To};
 use super::home::Home;
 use super::perf::PerfMap;
-use super::stubs::{self, Stubs};
+use super::stubs::{self, Stub, Stubs};
 use crate::cache::AddressHasher;
 use crate::env::Cpu;
 use crate::interp::thunk;
@@ -195,23 +195,8 @@ impl Jit {
         let mut out = Emit::block(ir, second.is_some(), self.options, functions, spare);
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
-        for f in &out.fixes {
-            let (base, buf) = if f.cold { (cold, &mut out.cold.bytes) } else { (hot, &mut out.hot.bytes) };
-            let to = match f.to {
-                To::Hot(n) => hot + n as usize,
-                To::Cold(n) => cold + n as usize,
-                To::Stub(s) => self.stubs.at(s) as usize,
-                To::Slot(n) => slots + n as usize * 16,
-                To::Slot2(n) => slots + n as usize * 16 + 8,
-                To::SlotNumber(..) => 0,
-            };
-            let at = f.at as usize;
-            let value = match f.to {
-                To::SlotNumber(n, code) => (slots + n as usize * 16) as u32 | code,
-                _ => (to as i64 - (base + at + 4) as i64) as u32,
-            };
-            buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
-        }
+        let bytes = [&mut out.hot.bytes, &mut out.cold.bytes];
+        place(&out.fixes, bytes, [hot, cold, slots], |s| self.stubs.at(s) as usize);
         let (h, c) = (&out.hot.bytes, &out.cold.bytes);
         if let Some(map) = &self.perf {
             map.add(self.arena.address(hot), h.len(), &format!("guest:{:#x}", ir.va));
@@ -406,6 +391,46 @@ impl Jit {
     pub fn sizes(&self) -> ([usize; 3], usize) {
         (self.arena.used(), self.index.len())
     }
+}
+
+/// Fills in displacements. `bytes`: hot and cold; `starts`: where they and the slots will lie.
+fn place(fixes: &[Fix], bytes: [&mut Vec<u8>; 2], starts: [usize; 3], stub: impl Fn(Stub) -> usize) {
+    let [h, c] = bytes;
+    let [hot, cold, slots] = starts;
+    for f in fixes {
+        let (base, buf) = if f.cold { (cold, &mut *c) } else { (hot, &mut *h) };
+        let to = match f.to {
+            To::Hot(n) => hot + n as usize,
+            To::Cold(n) => cold + n as usize,
+            To::Stub(s) => stub(s),
+            To::Slot(n) => slots + n as usize * 16,
+            To::Slot2(n) => slots + n as usize * 16 + 8,
+            To::SlotNumber(..) => 0,
+        };
+        let at = f.at as usize;
+        let value = match f.to {
+            To::SlotNumber(n, code) => (slots + n as usize * 16) as u32 | code,
+            _ => (to as i64 - (base + at + 4) as i64) as u32,
+        };
+        buf[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    }
+}
+
+/// The host's code of a block as text, for tests: hot code at 1000h, cold code at 2000h, slots from 3000h on, and stubs
+/// 100h apart from 10000h on. Where the machine is concerned, it is a host with BMI that counts nothing.
+pub fn host_text(ir: &Ir) -> String {
+    let options = Options { counted: false, bmi: true, pinned: false, smp: false, chaos: Chaos::default() };
+    let mut out = Emit::block(ir, false, options, None, Output::default());
+    let (h, c) = (&mut out.hot.bytes, &mut out.cold.bytes);
+    place(&out.fixes, [h, c], [0x1000, 0x2000, 0x3000], |s| 0x1_0000 + 0x100 * s as usize);
+    let text = |at: u64, bytes: &[u8]| -> String {
+        show::code(64, at, bytes)
+            .lines()
+            .filter(|l| !l.is_empty())
+            .map(|l| format!("{}\n", &l[14..]))
+            .collect()
+    };
+    format!("{}-- cold\n{}", text(0x1000, &out.hot.bytes), text(0x2000, &out.cold.bytes))
 }
 
 /// Brings the flags that a site has noted into the environment.

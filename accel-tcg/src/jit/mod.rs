@@ -16,6 +16,7 @@ mod rt;
 mod stubs;
 
 pub(crate) use blocks::Jit;
+pub use blocks::host_text;
 pub(crate) use chaos::Chaos;
 pub use engine::JitEngine;
 pub(crate) use home::{Home, Jump};
