@@ -136,10 +136,11 @@ pub(super) const GUESTS: &[Guest] = &[
     }),
     one("messages_of_the_hpet", Mode::Flat32, |c| {
         const HPET: u32 = 0xfed0_0000;
-        // Ten milliseconds from now, sleeping.
+        // Ten milliseconds from now, sleeping. The upper half is zero since the start and is not written again: QEMU's
+        // HPET takes a comparator of the past for due at once, and with the old lower half it would be of the past.
         let soon = |c: &mut Code, timer: u32| {
             let at = HPET + 0x20 * timer;
-            c.mov(ecx, at + 0x108)?; c.mov(dword_ptr(ecx + 4), 0)?;
+            c.mov(ecx, at + 0x108)?;
             c.mov(eax, HPET + 0xf0)?; c.mov(eax, dword_ptr(eax))?; c.add(eax, 1_000_000)?; c.mov(dword_ptr(ecx), eax)?;
             c.sti()?; c.hlt()?; c.cli()
         };
