@@ -1,0 +1,183 @@
+//! The IR of blocks and what it was made from: marks on the bytes of guest memory, and taking over what happened to
+//! them since.
+
+use super::SoftVcpu;
+use crate::cache::Cache;
+use crate::env::{Cpu, Exec, Fault};
+use crate::frontend::blocks;
+use crate::ir::Block;
+use crate::mmu::{ExecPage, View};
+use crate::mode::key;
+use crate::opt;
+use crate::show;
+use std::ptr;
+use std::sync::Arc;
+
+/// A block's IR and what it was made from.
+pub(super) struct Made {
+    pub block: Block,
+    /// Host address of the second page, for a block that crosses.
+    pub second: Option<u64>,
+    pub sources: Vec<(usize, Arc<anura_memory::RamBlock>, u64)>,
+}
+
+/// Why there is no code at RIP.
+pub(super) enum Refused {
+    Fault(Fault),
+    Device,
+}
+
+impl From<Fault> for Refused {
+    fn from(f: Fault) -> Self {
+        Refused::Fault(f)
+    }
+}
+
+impl SoftVcpu {
+    /// Drops all translations.
+    pub(super) fn forget(&mut self, cache: &mut Cache) {
+        let mut pages = cache.pages();
+        pages.extend(self.jit.iter().flat_map(|j| j.pages()));
+        cache.clear();
+        self.cpu.t0.block = ptr::null();
+        self.cpu.t0.counts.flushes += 1;
+        if let Some(jit) = &mut self.jit {
+            jit.clear(&mut self.cpu);
+        }
+        for page in pages {
+            self.settle(cache, page);
+        }
+        self.catch_up(cache);
+    }
+
+    /// After translations of a page were dropped: its marks are made those of the translations left.
+    pub(super) fn settle(&mut self, cache: &Cache, page: usize) {
+        let jit = self.jit.as_deref();
+        let still = cache.has_page(page) || jit.is_some_and(|j| j.has_page(page));
+        let cpu = &self.cpu;
+        cpu.vm.pages.settle(page, self.owner, still, || {
+            for ram in &cpu.vm.spaces.ram {
+                let start = ram.host_ptr().as_ptr() as usize;
+                if let Some(at) = page.checked_sub(start).filter(|at| (*at as u64) < ram.len()) {
+                    ram.tracker().clear_code(at as u64);
+                }
+            }
+            cache.remark(page);
+            if let Some(j) = jit {
+                j.remark(page);
+            }
+        });
+    }
+
+    /// Takes over what others did to code and to pages.
+    pub(super) fn catch_up(&mut self, cache: &mut Cache) {
+        for (host, len) in self.cpu.catch_up(cache) {
+            if let Some(jit) = &mut self.jit {
+                jit.invalidate(&mut self.cpu, host, len as usize);
+            }
+            let mut page = host & !0xfff;
+            while page < host + (len as usize).max(1) {
+                self.settle(cache, page);
+                page += 0x1000;
+            }
+        }
+    }
+
+    /// The IR of the block at a place, with the marks on its bytes made.
+    pub(super) fn build(
+        &mut self,
+        host: usize,
+        page: ExecPage,
+        linear: u64,
+        max: usize,
+    ) -> Result<Made, Refused> {
+        let cpu = &mut *self.cpu;
+        let within = (linear & 0xfff) as usize;
+        let phys = page.phys | within as u64;
+        let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
+        cpu.vm.pages.own(page.host as usize, self.owner);
+        // Marked before the bytes are read, so that no store between is missed; exact marks follow.
+        ram.tracker().mark_code(offset, 1);
+        // No block is longer than its instructions can be.
+        let mut bytes = [0; 64 * 15];
+        let inside = cpu.code_left();
+        let here = (0x1000 - within).min(max.min(64) * 15);
+        // What lies behind the segment's end is not fetched.
+        let first = &mut bytes[..here.min(inside)];
+        for (i, b) in first.iter_mut().enumerate() {
+            // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
+            *b = unsafe { page.host.add(within + i).read_volatile() };
+        }
+        let (rip, mode) = (cpu.env.rip, cpu.env.mode_key);
+        let mut second_page = None;
+        let mut beyond = [0; 15];
+        let next = (linear & !0xfff).wrapping_add(0x1000);
+        let next = if cpu.env.is_64bit() { next } else { next & 0xffff_ffff };
+        let built = blocks::build(
+            first,
+            || -> Exec<[u8; 15]> {
+                if inside <= here {
+                    return Err(Fault::GP0);
+                }
+                let p = cpu.translate_exec(next)?;
+                second_page = Some(p);
+                let mut more = [0; 15];
+                if p.host.is_null() {
+                    cpu.load(next, &mut more, View::Super)?;
+                } else {
+                    for (i, b) in more.iter_mut().enumerate() {
+                        // SAFETY: as above.
+                        *b = unsafe { p.host.add(i).read_volatile() };
+                    }
+                }
+                beyond = more;
+                Ok(more)
+            },
+            (host as u64, rip, mode),
+            &self.features,
+            max,
+        )?;
+        if u64::from(built.block.len()) > inside as u64 {
+            return Err(Refused::Fault(Fault::GP0));
+        }
+        let mut block = built.block;
+        opt::flags::run(&mut block);
+        #[cfg(feature = "mutants")]
+        crate::mutants::alter(&mut block);
+        if cfg!(debug_assertions)
+            && let Err(e) = crate::ir::verify::block(&block)
+        {
+            panic!("{e}\n{}", crate::ir::print::block(&block));
+        }
+        let log = cpu.jit.log;
+        if log.in_asm || log.op {
+            let mut bytes = bytes[..here.min(inside)].to_vec();
+            bytes.extend(beyond);
+            show::translated(log, &block, &bytes);
+        }
+        let second_page = if built.crosses { second_page } else { None };
+        let second = second_page.map(|p| p.host as u64);
+        let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
+        ram.tracker().mark_code(offset, in_first);
+        let mut sources = vec![(page.host as usize, ram, offset & !0xfff)];
+        if let Some(p) = second_page
+            && let Some((ram, offset)) = cpu.ram_at(p.phys)
+        {
+            cpu.vm.pages.own(p.host as usize, self.owner);
+            ram.tracker().mark_code(offset, u64::from(block.len()).saturating_sub(in_first).max(1));
+            sources.push((p.host as usize, ram, offset & !0xfff));
+        }
+        Ok(Made { block, second, sources })
+    }
+}
+
+impl Cpu {
+    /// Bytes from RIP to the end of the code segment.
+    fn code_left(&self) -> usize {
+        if self.env.mode_key & key::CS_FLAT != 0 {
+            return usize::MAX;
+        }
+        let limit = u64::from(self.env.seg[anura_x86::segment::index::CS].limit);
+        (limit + 1).saturating_sub(self.env.rip) as usize
+    }
+}

@@ -1,0 +1,257 @@
+//! Running translated code, and finding and making it.
+
+use super::SoftVcpu;
+use super::build::Refused;
+use crate::cache::Cache;
+use crate::env::Fault;
+use crate::interp::t0::Exit;
+use crate::jit::{Home, code as leave};
+use crate::mmu::ExecPage;
+use crate::mode::key;
+use crate::show;
+use anura_accel::{InternalError, VcpuExit};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+impl SoftVcpu {
+    /// Runs translated code until something leaves to the loop.
+    pub(super) fn translated(&mut self, cache: &mut Cache, limit: u64) -> Option<VcpuExit> {
+        self.cpu.t0.limit = limit;
+        let mut from: Option<(u32, bool)> = None;
+        loop {
+            if self.cpu.jit.chaos.any() {
+                if self.disturb(cache) {
+                    from = None;
+                }
+                if self.cpu.jit.chaos.one_in(16) {
+                    return self.one(cache, true);
+                }
+            }
+            let epoch = self.cpu.t0.epoch;
+            let flushes = self.jit.as_ref()?.counts.flushes;
+            let id = match self.find(cache) {
+                Ok(Some(id)) => id,
+                // Memory that is neither RAM nor ROM.
+                Ok(None) => return self.one(cache, true),
+                Err(e) => return self.refused(e),
+            };
+            let jit = self.jit.as_mut()?;
+            jit.counts.entries += 1;
+            let block = jit.block(id)?;
+            let (entry, rip, crosses) = (block.entry, block.rip, block.second.is_some());
+            let log = self.cpu.jit.log;
+            if log.each_block() {
+                from = None;
+                let room = !jit.options.counted || limit - self.cpu.env.icount >= block.n.into();
+                if room {
+                    show::entered(log, &self.cpu, (id, entry, block.n));
+                }
+            }
+            // A link inside of a page is good for as long as the page's bytes are; one that leaves it, or leads to a
+            // block of two pages, for as long as the mapping is.
+            if let Some((slot, far)) = from.take()
+                && (far || !crosses)
+                && epoch == self.cpu.t0.epoch
+                && flushes == jit.counts.flushes
+            {
+                let epochs = self.cpu.env.jit.epoch;
+                jit.link(slot, far.then_some(epochs[(rip >> 63) as usize]), id);
+            }
+            let env = &mut self.cpu.env;
+            env.jit.budget = limit.wrapping_sub(env.icount) as i64;
+            let (shadow, before) = (std::mem::take(&mut env.shadow), env.icount);
+            jit.enter(&mut self.cpu, entry);
+            let exit = self.cpu.env.jit.exit as u32;
+            let code = exit & 7;
+            if (code <= leave::LINK_FAR || code == leave::BUDGET) && jit.options.counted {
+                self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
+            }
+            if code == leave::BUDGET && self.cpu.env.icount == before {
+                // Nothing ran.
+                self.cpu.env.shadow = shadow;
+            }
+            match code {
+                leave::LOOKUP => {}
+                leave::LINK | leave::LINK_FAR => from = Some((exit & !7, code == leave::LINK_FAR)),
+                leave::BAIL => {
+                    let Some((n, insn)) = jit.settle(&mut self.cpu) else {
+                        return Some(self.broken("translated code was left at an unknown place"));
+                    };
+                    if jit.options.counted {
+                        let left = self.cpu.env.jit.budget as u64;
+                        self.cpu.env.icount =
+                            limit.wrapping_sub(left).wrapping_sub(u64::from(n)).wrapping_add(insn.into());
+                    }
+                    if self.cpu.jit.panic.is_some() {
+                        return Some(self.broken(""));
+                    }
+                    return self.one(cache, true);
+                }
+                leave::LEFT => {
+                    if self.cpu.jit.panic.is_some() {
+                        return Some(self.broken(""));
+                    }
+                    let exit = self.left();
+                    if exit.is_some() || !self.undisturbed() {
+                        return exit;
+                    }
+                }
+                leave::POLL if self.undisturbed() => {}
+                _ => return None,
+            }
+            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0
+                || self.cpu.code_dirty()
+                || self.cpu.env.icount >= limit
+            {
+                return None;
+            }
+        }
+    }
+
+    /// Accidents between blocks. `true`: nothing is to be linked.
+    #[cold]
+    pub(super) fn disturb(&mut self, cache: &mut Cache) -> bool {
+        if self.cpu.jit.chaos.one_in(32) {
+            self.cpu.mmu.flush_all();
+            return true;
+        }
+        if self.cpu.jit.chaos.one_in(50_000) {
+            self.forget(cache);
+            return true;
+        }
+        self.cpu.jit.chaos.one_in(2)
+    }
+
+    /// Whether nothing waits at this boundary and the next instruction need not run alone, so that the run loop may be
+    /// left out.
+    pub(super) fn undisturbed(&self) -> bool {
+        let cpu = &*self.cpu;
+        let env = &cpu.env;
+        cpu.signal.poll.load(Ordering::Relaxed) == 0
+            && !self.attention
+            && !self.kicked
+            && !cpu.code_dirty()
+            && env.pending.is_none()
+            && env.pending_db == 0
+            && !(env.halted || env.wait_sipi || env.shutdown)
+            && env.icount < cpu.t0.limit
+            && !self.slow()
+    }
+
+    /// What a helper or an interpreted instruction has left behind.
+    pub(super) fn left(&mut self) -> Option<VcpuExit> {
+        match self.cpu.t0.exit {
+            Exit::Fault(_) => {
+                self.cpu.t0.counts.faults += 1;
+                let f = self.cpu.t0.fault;
+                if f == Fault::FROZEN {
+                    self.cpu.env.halted = true;
+                    return None;
+                }
+                self.fault(f)
+            }
+            _ => self.finish(),
+        }
+    }
+
+    pub(super) fn broken(&mut self, what: &str) -> VcpuExit {
+        let what = self.cpu.jit.panic.take().unwrap_or_else(|| what.to_owned());
+        VcpuExit::Failed(InternalError { what: format!("engine failure: {what}"), rip: self.cpu.env.rip })
+    }
+
+    /// The translated block at RIP, made if there is none; `None` where there is no RAM or ROM.
+    pub(super) fn find(&mut self, cache: &mut Cache) -> Result<Option<u32>, Refused> {
+        let cpu = &mut *self.cpu;
+        let rip = cpu.env.rip;
+        let mode = cpu.env.mode_key;
+        let epochs = cpu.mmu.epochs();
+        let tags = epochs.map(|e| e << 24 | u64::from(mode));
+        let known = self.cpu.jumps()[Home::jump_index(rip)];
+        let cpu = &mut *self.cpu;
+        if known.rip == rip && known.tag == tags[(rip >> 63) as usize] {
+            cpu.t0.epoch = cpu.mmu.exec_epoch;
+            let j = &mut cpu.env.jit;
+            (j.epoch, j.tag) = (epochs, tags);
+            cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+            return Ok(Some(known.id));
+        }
+        let flat = mode & (key::L64 | key::CS_FLAT) != 0;
+        let mut limit = u64::MAX;
+        if mode & key::CS_FLAT == 0 {
+            limit = u64::from(cpu.env.seg[anura_x86::segment::index::CS].limit);
+            if rip > limit {
+                return Err(Refused::Fault(Fault::GP0));
+            }
+        }
+        let linear = cpu.env.linear_rip();
+        let page = cpu.translate_exec(linear)?;
+        cpu.t0.epoch = cpu.mmu.exec_epoch;
+        if page.host.is_null() {
+            return Ok(None);
+        }
+        let host = page.host as usize + (linear & 0xfff) as usize;
+        let jit = self.jit.as_mut().ok_or(Refused::Device)?;
+        jit.counts.lookups += 1;
+        let mut found = jit.find(host, rip, mode);
+        if let Some(b) = found.and_then(|id| jit.block(id)) {
+            if u64::from(b.len.max(1)) - 1 > limit - rip {
+                found = None;
+            }
+            if let Some(second) = b.second {
+                let next = (linear & !0xfff).wrapping_add(0x1000);
+                let now = cpu.translate_exec(next)?;
+                if now.host as usize != second {
+                    found = None;
+                }
+            }
+        }
+        let id = match found {
+            Some(id) => id,
+            None => self.translate(cache, host, page, linear)?,
+        };
+        let cpu = &mut self.cpu;
+        cpu.t0.epoch = cpu.mmu.exec_epoch;
+        let epochs = cpu.mmu.epochs();
+        let j = &mut cpu.env.jit;
+        j.epoch = epochs;
+        j.tag = epochs.map(|e| e << 24 | u64::from(mode));
+        let tag = j.tag[(rip >> 63) as usize];
+        cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+        let linked = !cpu.jit.log.each_block();
+        if flat
+            && linked
+            && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id))
+        {
+            let code = b.entry;
+            cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code, id };
+        }
+        Ok(Some(id))
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn translate(
+        &mut self,
+        cache: &mut Cache,
+        host: usize,
+        page: ExecPage,
+        linear: u64,
+    ) -> Result<u32, Refused> {
+        let stale = self.jit.as_ref().is_some_and(|j| j.full() || j.generation != cache.generation);
+        if stale || cache.full() {
+            self.forget(cache);
+            if let Some(jit) = &mut self.jit {
+                jit.generation = cache.generation;
+            }
+        }
+        let start = Instant::now();
+        let made = self.build(host, page, linear, self.longest)?;
+        let mode = self.cpu.env.mode_key;
+        let jit = self.jit.as_mut().ok_or(Refused::Device)?;
+        let second = made.second.map(|s| s as usize);
+        let id = jit.add(&made.block, mode, second, &made.sources, cache.arena.as_mut());
+        jit.counts.time += start.elapsed();
+        self.catch_up(cache);
+        Ok(id)
+    }
+}
