@@ -105,8 +105,10 @@ pub struct Env {
 pub struct JitEnv {
     /// The host's stack pointer at the entry.
     pub host_rsp: u64,
-    /// Address of the current data view of the TLB.
+    /// Address of the current data view of the TLB, and its mask.
     pub tlb: u64,
+    /// See [`crate::mmu::tlb::Table`].
+    pub tlb_mask: u64,
     /// Address of the word that others set to get attention.
     pub poll: u64,
     /// Instructions left, where they are counted.

@@ -55,6 +55,7 @@ pub(super) mod at {
     const JIT: usize = offset_of!(Env, jit);
     pub const HOST_RSP: i32 = (JIT + offset_of!(JitEnv, host_rsp)) as i32;
     pub const TLB: i32 = (JIT + offset_of!(JitEnv, tlb)) as i32;
+    pub const TLB_MASK: i32 = (JIT + offset_of!(JitEnv, tlb_mask)) as i32;
     pub const POLL: i32 = (JIT + offset_of!(JitEnv, poll)) as i32;
     pub const BUDGET: i32 = (JIT + offset_of!(JitEnv, budget)) as i32;
     pub const EXIT: i32 = (JIT + offset_of!(JitEnv, exit)) as i32;

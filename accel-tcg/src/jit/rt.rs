@@ -72,8 +72,21 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
         cpu.read_ptr(va, len, view).map(|p| p.map(|p| p.cast_mut()))
     };
     match found {
-        Ok(Some(p)) if cpu.mmu.exec_epoch == cpu.t0.epoch => p,
+        Ok(Some(p)) if cpu.mmu.exec_epoch == cpu.t0.epoch => {
+            cpu.publish_tlb();
+            p
+        }
         _ => ptr::null_mut(),
+    }
+}
+
+impl Cpu {
+    /// Tells translated code where the TLB's entries are.
+    #[inline(always)]
+    pub(crate) fn publish_tlb(&mut self) {
+        let table = self.mmu.data_table();
+        self.env.jit.tlb = table.base as u64;
+        self.env.jit.tlb_mask = table.mask;
     }
 }
 
@@ -91,6 +104,7 @@ fn across(cpu: &mut Cpu, va: u64, len: u64, view: View) -> *mut u8 {
     if cpu.mmu.exec_epoch != cpu.t0.epoch {
         return ptr::null_mut();
     }
+    cpu.publish_tlb();
     let to = cpu.env.jit.bounce.as_mut_ptr().cast::<u8>();
     // SAFETY: both ranges were just translated to RAM, each inside of its page; the buffer has 64 bytes.
     unsafe {
@@ -140,7 +154,7 @@ fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
         && !after_step(cpu)
         && counted == 1;
     if goes_on {
-        cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+        cpu.publish_tlb();
         return 0;
     }
     1
@@ -186,7 +200,7 @@ fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
                         return 1;
                     }
                 }
-                cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+                cpu.publish_tlb();
                 return 0;
             }
             cpu.env.rip = args.next_rip;

@@ -1,5 +1,5 @@
 //! Loads and stores of the processor: the fast path by the TLB, and the slow one that knows everything.
-use super::tlb::{self, Entry};
+use super::tlb::{self, Table};
 use super::{Tables, View};
 use crate::env::{Cpu, Exec, Fault};
 use crate::mode::key;
@@ -80,9 +80,9 @@ fn put_whole(to: *mut u8, data: &[u8]) -> bool {
 struct Unaligned<T>(T);
 
 impl Cpu {
-    /// Where the entries of a view begin, and its number.
+    /// Where the entries of a view are, and its number.
     #[inline(always)]
-    pub(super) fn view_of(&self, view: View) -> (*const Entry, usize) {
+    pub(super) fn view_of(&self, view: View) -> (Table, usize) {
         if view == View::Super {
             (self.mmu.super_, self.mmu.super_view)
         } else {
@@ -93,7 +93,7 @@ impl Cpu {
     /// Looks into a view for a read.
     #[inline(always)]
     fn hit_read(&self, view: View, va: u64, len: u64) -> Option<*mut u8> {
-        // SAFETY: the base is that of a view of the current slot.
+        // SAFETY: the table is that of a view of the current slot.
         unsafe { tlb::read(self.view_of(view).0, va, len) }
     }
 

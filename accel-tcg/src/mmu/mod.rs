@@ -24,7 +24,7 @@ use anura_vmcore::Width;
 use regions::Regions;
 use slots::Slots;
 use std::sync::Arc;
-use tlb::Entry;
+use tlb::Table;
 use walk::{Context, TableMemory};
 
 /// On whose behalf memory is accessed.
@@ -54,10 +54,10 @@ pub struct Mmu {
     /// Ports.
     pub ports: SpaceCache,
     /// Entries of the view of the program's accesses and of that of the processor's own.
-    data: *mut Entry,
-    super_: *mut Entry,
+    data: Table,
+    super_: Table,
     /// Those of all views of the current slot, once they were asked for.
-    bases: [*mut Entry; tlb::VIEWS],
+    tables: [Table; tlb::VIEWS],
     data_view: usize,
     super_view: usize,
     slots: Slots,
@@ -106,9 +106,9 @@ impl Mmu {
         let mut mmu = Self {
             memory,
             ports: spaces.ports.cache(),
-            data: std::ptr::null_mut(),
-            super_: std::ptr::null_mut(),
-            bases: [std::ptr::null_mut(); tlb::VIEWS],
+            data: Table::NONE,
+            super_: Table::NONE,
+            tables: [Table::NONE; tlb::VIEWS],
             data_view: tlb::SUPER_ALL,
             super_view: tlb::SUPER_ALL,
             slots: Slots::new(),

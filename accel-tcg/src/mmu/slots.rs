@@ -17,7 +17,7 @@ use super::walk::{Context, Keys};
 use super::{ExecPage, Mmu, tlb};
 use anura_x86::paging::Mode;
 use anura_x86::regs::{cr3, cr4};
-use tlb::{Entry, VIEWS, View};
+use tlb::{Table, VIEWS, View};
 
 /// How many contexts are kept.
 const SLOTS: usize = 12;
@@ -292,10 +292,10 @@ impl Mmu {
         self.epochs
     }
 
-    /// Where the entries of the program's own accesses begin, [`tlb::ENTRIES`] of them. Good until a call that
-    /// changes the mode, CR3, AC or anything else that chooses the view.
+    /// Where the entries of the program's own accesses are. Good until the next access that misses them, or a call
+    /// that changes the mode, CR3, AC or anything else that chooses the view.
     #[inline(always)]
-    pub fn data_base(&self) -> *const Entry {
+    pub fn data_table(&self) -> Table {
         self.data
     }
 
@@ -325,16 +325,22 @@ impl Mmu {
     #[inline]
     pub(super) fn select(&mut self, data: usize, super_: usize) {
         (self.data_view, self.super_view) = (data, super_);
-        self.super_ = self.base(super_);
-        self.data = self.base(data);
+        self.super_ = self.table(super_);
+        self.data = self.table(data);
     }
 
     #[inline]
-    fn base(&mut self, view: usize) -> *mut Entry {
-        if self.bases[view].is_null() {
-            self.bases[view] = self.slots.view(view).base();
+    fn table(&mut self, view: usize) -> Table {
+        if self.tables[view].base.is_null() {
+            self.tables[view] = self.slots.view(view).table();
         }
-        self.bases[view]
+        self.tables[view]
+    }
+
+    /// The views' entries may have moved.
+    pub(super) fn moved(&mut self) {
+        self.tables = [Table::NONE; VIEWS];
+        self.select(self.data_view, self.super_view);
     }
 
     /// Forgets all translations of all contexts.
@@ -359,6 +365,7 @@ impl Mmu {
         (slot.key, slot.keys) = (key, self.context.keys);
         (slot.root, slot.pdpte) = (self.context.root, self.context.pdpte);
         self.regions.reset(&self.context);
+        self.moved();
         self.publish();
         // What waits for a change of the mapping looks again, whatever was fetched.
         self.exec_epoch += 1;
@@ -489,8 +496,7 @@ impl Mmu {
             self.counts.tables += u64::from(!kept);
         }
         if moved {
-            self.bases = [std::ptr::null_mut(); VIEWS];
-            self.select(self.data_view, self.super_view);
+            self.moved();
             self.exec_epoch += 1;
         }
         self.publish();

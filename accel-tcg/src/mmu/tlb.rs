@@ -8,16 +8,21 @@
 //! The invalid tag of entry `i` is `((!i) & 1) << 12`: an address that indexes entry `i` has
 //! `i & 1` in bit 12, so the xor leaves bit 12 set and the compare fails for every address.
 //!
+//! A view begins with [`SMALL`] entries. When more is used at once than these have room for, or what is used falls on
+//! the same entries, it doubles, up to [`LARGE`]; it halves when it is emptied and most of it was not in use.
+//!
 //! Beside each entry stands the table entry in guest memory that it came from (`Dep`). A flush of what is not
 //! global need not drop an entry whose table entry still says the same: see [`View::validate`].
 use super::regions::{Dep, Moved};
 
-/// Entries of a view.
-pub const ENTRIES: usize = 1024;
+/// Entries of a view at first.
+pub const SMALL: usize = 1024;
+/// Entries of a view at most.
+pub const LARGE: usize = 16384;
 /// Entries of a view's victim buffer.
 const VICTIMS: usize = 8;
-/// Words of a bit map with a bit for each entry.
-const WORDS: usize = ENTRIES / 64;
+/// Words of the filter of host pages.
+const FILTER: usize = 64;
 /// Number of views.
 pub const VIEWS: usize = 4;
 /// User view.
@@ -52,10 +57,32 @@ pub const WRITABLE: u64 = 1 << 10;
 /// `meta`: shift of the protection key.
 pub const KEY_SHIFT: u32 = 16;
 
-#[inline(always)]
-fn index(va: u64) -> usize {
-    (va >> 12) as usize & (ENTRIES - 1)
+/// Log2 of an entry's size.
+pub const ENTRY_SHIFT: u32 = 5;
+const _: () = assert!(size_of::<Entry>() == 1 << ENTRY_SHIFT);
+
+/// Where a view's entries are. Good until the view changes its size.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The first entry.
+    pub base: *mut Entry,
+    /// The bits of an address, moved down by 12 less [`ENTRY_SHIFT`], that say how far from there its entry is.
+    pub mask: u64,
 }
+
+impl Table {
+    /// Nowhere.
+    pub const NONE: Self = Self { base: std::ptr::null_mut(), mask: 0 };
+
+    /// # Safety
+    /// The view must live and have this size.
+    #[inline(always)]
+    unsafe fn entry(&self, va: u64) -> &Entry {
+        // SAFETY: the mask keeps the offset inside of the entries.
+        unsafe { &*self.base.byte_add((va >> (12 - ENTRY_SHIFT) & self.mask) as usize) }
+    }
+}
+
 #[inline(always)]
 fn invalid(i: usize) -> u64 {
     ((!i as u64) & 1) << 12
@@ -69,19 +96,21 @@ const DEAD: Entry = Entry { tag_r: NEVER, tag_w: NEVER, host: 0, meta: 0 };
 
 /// The entries of one view.
 pub struct View {
-    entries: Box<[Entry; ENTRIES]>,
-    deps: Box<[Dep; ENTRIES]>,
+    entries: Box<[Entry]>,
+    deps: Box<[Dep]>,
     /// The victims' pages, or [`NEVER`], and the victims.
     pages: [u64; VICTIMS],
     victims: [(Entry, Dep); VICTIMS],
     next_victim: usize,
     /// Which entries may be valid, and which of those are global.
-    valid: [u64; WORDS],
-    global: [u64; WORDS],
+    valid: Box<[u64]>,
+    global: Box<[u64]>,
+    /// Entries that had to make room for others since the view had its size or was emptied.
+    displaced: usize,
     /// Range of addresses that large pages were filled for; empty if `0` exceeds `1`.
     large: (u64, u64),
     /// Hashes of the host pages that had a write tag since the view was empty.
-    stored: [u64; WORDS],
+    stored: [u64; FILTER],
 }
 
 impl Default for View {
@@ -95,9 +124,9 @@ impl Default for View {
 /// # Safety
 /// As for [`read`].
 #[inline]
-pub unsafe fn known(base: *const Entry, va: u64, len: u64) -> Option<(*mut u8, u64)> {
-    // SAFETY: the caller's contract; the index is below the number of entries.
-    let e = unsafe { &*base.add(index(va)) };
+pub unsafe fn known(table: Table, va: u64, len: u64) -> Option<(*mut u8, u64)> {
+    // SAFETY: the caller's contract.
+    let e = unsafe { table.entry(va) };
     let x = va ^ e.tag_r;
     (x <= 0x1000 - len).then(|| ((e.host + x as usize) as *mut u8, e.meta))
 }
@@ -105,11 +134,11 @@ pub unsafe fn known(base: *const Entry, va: u64, len: u64) -> Option<(*mut u8, u
 /// Host address for a read of `len` bytes (1 to 4096), if this page is present and they do not cross it.
 ///
 /// # Safety
-/// `base` is where a view's [`ENTRIES`] entries begin.
+/// `table` is where a view's entries are now.
 #[inline(always)]
-pub unsafe fn read(base: *const Entry, va: u64, len: u64) -> Option<*mut u8> {
-    // SAFETY: `index` is below ENTRIES.
-    let e = unsafe { &*base.add(index(va)) };
+pub unsafe fn read(table: Table, va: u64, len: u64) -> Option<*mut u8> {
+    // SAFETY: the caller's contract.
+    let e = unsafe { table.entry(va) };
     let x = va ^ e.tag_r;
     if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
 }
@@ -119,9 +148,9 @@ pub unsafe fn read(base: *const Entry, va: u64, len: u64) -> Option<*mut u8> {
 /// # Safety
 /// As for [`read`].
 #[inline(always)]
-pub unsafe fn write(base: *const Entry, va: u64, len: u64) -> Option<*mut u8> {
-    // SAFETY: `index` is below ENTRIES.
-    let e = unsafe { &*base.add(index(va)) };
+pub unsafe fn write(table: Table, va: u64, len: u64) -> Option<*mut u8> {
+    // SAFETY: the caller's contract.
+    let e = unsafe { table.entry(va) };
     let x = va ^ e.tag_w;
     if x <= 0x1000 - len { Some((e.host + x as usize) as *mut u8) } else { None }
 }
@@ -137,23 +166,62 @@ fn each(mut bits: u64, w: usize, mut f: impl FnMut(usize)) {
 impl View {
     /// An empty one.
     pub fn new() -> Self {
-        let entries: Vec<Entry> = (0..ENTRIES).map(blank).collect();
+        Self::of(SMALL)
+    }
+
+    /// An empty one of a size, which is a power of two.
+    fn of(size: usize) -> Self {
         Self {
-            entries: entries.try_into().unwrap_or_else(|_| unreachable!("the length is a constant")),
-            deps: Box::new([Dep::NONE; ENTRIES]),
+            entries: (0..size).map(blank).collect(),
+            deps: vec![Dep::NONE; size].into(),
             pages: [NEVER; VICTIMS],
             victims: [(DEAD, Dep::NONE); VICTIMS],
             next_victim: 0,
-            valid: [0; WORDS],
-            global: [0; WORDS],
+            valid: vec![0; size / 64].into(),
+            global: vec![0; size / 64].into(),
+            displaced: 0,
             large: (1, 0),
-            stored: [0; WORDS],
+            stored: [0; FILTER],
         }
     }
 
-    /// Where the entries begin.
-    pub fn base(&mut self) -> *mut Entry {
-        self.entries.as_mut_ptr()
+    /// Where the entries are.
+    pub fn table(&mut self) -> Table {
+        let mask = (self.entries.len() as u64 - 1) << ENTRY_SHIFT;
+        Table { base: self.entries.as_mut_ptr(), mask }
+    }
+
+    #[inline(always)]
+    fn index(&self, va: u64) -> usize {
+        (va >> 12) as usize & (self.entries.len() - 1)
+    }
+
+    /// Doubles the size.
+    #[cold]
+    fn grow(&mut self) {
+        let mut to = Self::of(self.entries.len() * 2);
+        to.take(self, |_| true);
+        (to.pages, to.victims, to.next_victim) = (self.pages, self.victims, self.next_victim);
+        to.large = self.large;
+        *self = to;
+    }
+
+    /// Puts another view's translations that are wanted where they belong here.
+    fn take(&mut self, from: &Self, wanted: impl Fn(&Entry) -> bool) {
+        for (w, bits) in from.valid.iter().enumerate() {
+            each(*bits, w, |k| {
+                let e = victim_of(&from.entries[k], k);
+                if wanted(&e) && page_of(&e) != NEVER {
+                    let i = self.index(page_of(&e));
+                    self.entries[i] = main_of(e, i);
+                    self.deps[i] = from.deps[k];
+                    self.mark(i, e.meta);
+                }
+            });
+        }
+        for (mine, other) in self.stored.iter_mut().zip(from.stored) {
+            *mine |= other;
+        }
     }
 
     fn mark(&mut self, i: usize, meta: u64) {
@@ -194,7 +262,8 @@ impl View {
         if write && found.tag_w != page || !write && found.tag_r != page {
             return false;
         }
-        let i = index(va);
+        let i = self.index(va);
+        self.displaced += 1;
         let out = victim_of(&self.entries[i], i);
         self.pages[n] = page_of(&out);
         self.victims[n] = (out, self.deps[i]);
@@ -204,15 +273,29 @@ impl View {
         true
     }
 
-    /// Adds a translation of the page of `va`; at least one of `read` and `write` is set.
-    pub fn fill(&mut self, va: u64, host: usize, read: bool, write: bool, meta: u64, dep: Dep) {
-        let (i, page) = (index(va), va & !0xfff);
+    /// Adds a translation of the page of `va`; at least one of `read` and `write` is set. True if the entries are
+    /// elsewhere now.
+    pub fn fill(&mut self, va: u64, host: usize, read: bool, write: bool, meta: u64, dep: Dep) -> bool {
+        let (mut i, page) = (self.index(va), va & !0xfff);
         // An older copy in the victim buffer may have other rights.
         if let Some(n) = self.pages.iter().position(|p| *p == page) {
             self.kill(n);
         }
-        let old = self.entries[i];
-        if old.tag_r != page && old.tag_w != page && (old.tag_r != invalid(i) || old.tag_w != invalid(i)) {
+        let mut old = self.entries[i];
+        let displaces = |e: &Entry, i| {
+            e.tag_r != page && e.tag_w != page && (e.tag_r != invalid(i) || e.tag_w != invalid(i))
+        };
+        let mut grown = false;
+        if displaces(&old, i) {
+            self.displaced += 1;
+            if self.displaced > self.entries.len() && self.entries.len() < LARGE {
+                self.grow();
+                grown = true;
+                i = self.index(va);
+                old = self.entries[i];
+            }
+        }
+        if displaces(&old, i) {
             let n = self.next_victim;
             let out = victim_of(&old, i);
             self.pages[n] = page_of(&out);
@@ -237,11 +320,19 @@ impl View {
                 (self.large.0.min(base), self.large.1.max(last))
             };
         }
+        grown
     }
 
-    /// Drops everything, or everything that is not global.
+    /// Drops everything, or everything that is not global. In the first case the entries may be elsewhere afterwards.
     pub fn flush(&mut self, keep_global: bool) {
-        for w in 0..WORDS {
+        let size = self.entries.len();
+        let used = || self.valid.iter().map(|w| w.count_ones() as usize).sum::<usize>();
+        if !keep_global && size > SMALL && used() < size / 4 {
+            *self = Self::of(size / 2);
+            return;
+        }
+        self.displaced = 0;
+        for w in 0..self.valid.len() {
             let kept = if keep_global { self.global[w] } else { 0 };
             let entries = &mut self.entries;
             each(self.valid[w] & !kept, w, |i| entries[i] = blank(i));
@@ -250,13 +341,13 @@ impl View {
         self.kill_those(|e, _| !(keep_global && e.meta & GLOBAL != 0));
         if !keep_global {
             self.large = (1, 0);
-            self.stored = [0; WORDS];
+            self.stored = [0; FILTER];
         }
     }
 
     /// Drops what is not global and no longer stands so in guest memory, or was found by tables that moved.
     pub fn validate(&mut self, wide: bool, moved: &Moved) {
-        for w in 0..WORDS {
+        for w in 0..self.valid.len() {
             let (entries, deps, mut out) = (&mut self.entries, &self.deps, 0);
             each(self.valid[w] & !self.global[w], w, |i| {
                 let e = &entries[i];
@@ -276,16 +367,7 @@ impl View {
 
     /// Takes over the global translations of another view.
     pub fn copy_globals(&mut self, from: &Self) {
-        for w in 0..WORDS {
-            let bits = from.valid[w] & from.global[w];
-            each(bits, w, |i| {
-                self.entries[i] = from.entries[i];
-                self.deps[i] = from.deps[i];
-            });
-            self.valid[w] |= bits;
-            self.global[w] |= bits;
-            self.stored[w] |= from.stored[w];
-        }
+        self.take(from, |e| e.meta & GLOBAL != 0);
         self.large = match (self.large, from.large) {
             (a, b) if b.0 > b.1 => a,
             (a, b) if a.0 > a.1 => b,
@@ -296,7 +378,7 @@ impl View {
     /// Drops the translations of one page, global or not; of a large page all its parts.
     pub fn flush_page(&mut self, va: u64) {
         let page = va & !0xfff;
-        let i = index(va);
+        let i = self.index(va);
         let e = &self.entries[i];
         if e.tag_r == page || e.tag_w == page {
             self.drop_entry(i);
@@ -316,7 +398,7 @@ impl View {
         if self.stored[w] & bit == 0 {
             return;
         }
-        for w in 0..WORDS {
+        for w in 0..self.valid.len() {
             let entries = &mut self.entries;
             each(self.valid[w], w, |i| {
                 if entries[i].host == host_page {
@@ -331,14 +413,14 @@ impl View {
 
     /// Takes the right to store directly away from all pages.
     pub fn protect_all(&mut self) {
-        for w in 0..WORDS {
+        for w in 0..self.valid.len() {
             let entries = &mut self.entries;
             each(self.valid[w], w, |i| entries[i].tag_w = invalid(i));
         }
         for (e, _) in &mut self.victims {
             e.tag_w = NEVER;
         }
-        self.stored = [0; WORDS];
+        self.stored = [0; FILTER];
     }
 
     /// Drops the user pages whose protection key is in the set.
@@ -350,7 +432,7 @@ impl View {
     }
 
     fn sweep(&mut self, drop: impl Fn(&Entry, usize) -> bool) {
-        for w in 0..WORDS {
+        for w in 0..self.valid.len() {
             let (entries, mut gone) = (&mut self.entries, 0);
             each(self.valid[w], w, |i| {
                 if drop(&entries[i], i) {
@@ -379,7 +461,7 @@ impl View {
 /// Where the bit of a host page stands in [`View::stored`].
 fn hash(host: usize) -> (usize, u64) {
     let page = host >> 12;
-    (page / 64 % WORDS, 1 << (page & 63))
+    (page / 64 % FILTER, 1 << (page & 63))
 }
 
 /// Whether an entry belongs to the page, of whatever size, that holds `va`.
@@ -408,12 +490,12 @@ mod tests {
     use super::*;
 
     fn rd(v: &mut View, va: u64, len: u64) -> Option<*mut u8> {
-        // SAFETY: the base is of this view.
-        unsafe { read(v.base(), va, len) }
+        // SAFETY: the table is this view's.
+        unsafe { read(v.table(), va, len) }
     }
     fn wr(v: &mut View, va: u64, len: u64) -> Option<*mut u8> {
-        // SAFETY: the base is of this view.
-        unsafe { write(v.base(), va, len) }
+        // SAFETY: the table is this view's.
+        unsafe { write(v.table(), va, len) }
     }
 
     #[test]
@@ -447,6 +529,37 @@ mod tests {
         assert!(t.recall(0x5000 + (1 << 22), false));
         t.flush_page(0x5000);
         assert!(!t.recall(0x5000, false));
+    }
+
+    #[test]
+    fn a_view_grows_when_pages_fall_on_the_same_entries_and_shrinks_when_it_is_emptied() {
+        let mut t = View::new();
+        let far = |n: u64| 0x5000 + n * (SMALL as u64) * 0x1000;
+        let mut moves = 0;
+        for round in 0..4 * SMALL as u64 {
+            for n in 0..3 {
+                let meta = if n == 0 { 12 | GLOBAL } else { 12 };
+                if rd(&mut t, far(n), 8).is_none() && !t.recall(far(n), false) {
+                    moves +=
+                        u32::from(t.fill(far(n), 0x10000 * (n as usize + 1), true, true, meta, Dep::NONE));
+                }
+                // Evicts what is there.
+                moves += u32::from(t.fill(far(n + 3 + round % 5), 0x100_0000, true, false, 12, Dep::NONE));
+            }
+        }
+        assert!(moves > 0 && t.entries.len() > SMALL, "{moves}");
+        for n in 0..3 {
+            t.fill(far(n), 0x10000 * (n as usize + 1), true, true, 12 | GLOBAL, Dep::NONE);
+        }
+        let mut other = View::new();
+        other.copy_globals(&t);
+        let found = (0..3).filter(|n| rd(&mut other, far(*n), 8).is_some()).count();
+        assert_eq!(found, 1, "they fall on one entry of a small view");
+        t.protect(0x20000);
+        assert!(wr(&mut t, far(1), 8).is_none() && rd(&mut t, far(1), 8).is_some());
+        let size = t.entries.len();
+        t.flush(false);
+        assert!(t.entries.len() == size / 2 && rd(&mut t, far(0), 8).is_none());
     }
 
     #[test]

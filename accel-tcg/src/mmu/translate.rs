@@ -49,10 +49,10 @@ impl Cpu {
     /// Translates one page of an access and fills the TLB.
     #[inline(never)]
     pub(super) fn place(&mut self, va: u64, view: View, write: bool) -> Exec<Place> {
-        let (base, index) = self.view_of(view);
+        let (table, index) = self.view_of(view);
         let hit = |_: &Mmu| {
-            // SAFETY: the base is of the current slot's view.
-            unsafe { if write { tlb::write(base, va, 1) } else { tlb::read(base, va, 1) } }
+            // SAFETY: the table is of the current slot's view.
+            unsafe { if write { tlb::write(table, va, 1) } else { tlb::read(table, va, 1) } }
         };
         if let Some(host) = hit(&self.mmu) {
             return Ok(Place { phys: 0, host });
@@ -88,7 +88,9 @@ impl Cpu {
             | if page.user { tlb::USER_PAGE } else { 0 }
             | u64::from(page.key) << tlb::KEY_SHIFT;
         self.mmu.note(&hit, page.global, va);
-        self.mmu.view(index).fill(va, host, readable, storable, meta, hit.dep);
+        if self.mmu.view(index).fill(va, host, readable, storable, meta, hit.dep) {
+            self.mmu.moved();
+        }
         if write && !storable {
             return Ok(place);
         }
@@ -98,8 +100,8 @@ impl Cpu {
     /// The host address for a store beside code: the page holds translations, but not of these bytes, and nobody else
     /// wants to hear of the store. What the program's own accesses may write to, as far as the TLB knows.
     pub(crate) fn beside_code(&self, va: u64, len: u64) -> Option<*mut u8> {
-        // SAFETY: the base is that of a view of the current slot.
-        let (host, meta) = unsafe { tlb::known(self.mmu.data_base(), va, len)? };
+        // SAFETY: the table is that of a view of the current slot.
+        let (host, meta) = unsafe { tlb::known(self.mmu.data_table(), va, len)? };
         if meta & tlb::WRITABLE == 0 {
             return None;
         }

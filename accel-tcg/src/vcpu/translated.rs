@@ -172,7 +172,7 @@ impl SoftVcpu {
             cpu.t0.epoch = cpu.mmu.exec_epoch;
             let j = &mut cpu.env.jit;
             (j.epoch, j.tag) = (epochs, tags);
-            cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+            cpu.publish_tlb();
             return Ok(Some(known.id));
         }
         let flat = mode & (key::L64 | key::CS_FLAT) != 0;
@@ -216,7 +216,7 @@ impl SoftVcpu {
         j.epoch = epochs;
         j.tag = epochs.map(|e| e << 24 | u64::from(mode));
         let tag = j.tag[(rip >> 63) as usize];
-        cpu.env.jit.tlb = cpu.mmu.data_base() as u64;
+        cpu.publish_tlb();
         let linked = !cpu.jit.log.each_block();
         if flat
             && linked

@@ -8,7 +8,8 @@ use crate::mmu::tlb::Entry;
 use crate::mode::key;
 use std::mem::offset_of;
 
-const _: () = assert!(size_of::<Entry>() == 32 && crate::mmu::tlb::ENTRIES == 1024);
+/// From an address to the place of its entry, before the mask.
+const SHIFT: u8 = 12 - crate::mmu::tlb::ENTRY_SHIFT as u8;
 
 /// Set in what a slow access is told: it writes.
 pub(in super::super) const WRITE: u32 = 1 << 8;
@@ -202,12 +203,12 @@ impl Emit<'_> {
         let refused = self.options.chaos.one_in(8);
         let hot = &mut self.out.hot;
         if self.options.bmi {
-            hot.rorx(Ty::I64, reg::R10, reg::R9, 7);
+            hot.rorx(Ty::I64, reg::R10, reg::R9, SHIFT);
         } else {
             hot.mov(reg::R10, reg::R9);
-            hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 7);
+            hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), SHIFT);
         }
-        hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(reg::R10), 0x7fe0);
+        hot.alu_r_rm(alu::AND, Ty::I32, reg::R10, Rm::Mem(Mem::env(at::TLB_MASK)));
         let entry =
             |field: usize| Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 });
         let tag = entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) });
