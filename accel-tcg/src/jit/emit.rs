@@ -228,6 +228,9 @@ enum Hold {
 
 const SCRATCH: [Reg; 2] = [reg::R9, reg::R10];
 
+/// Bytes of the longest instruction.
+const LONGEST: u64 = 15;
+
 /// The access at the address that has just been checked.
 const CHECKED: Mem = Mem { base: reg::R10, index: Some((reg::R9, 0)), disp: 0 };
 
@@ -410,7 +413,8 @@ impl<'a> Emit<'a> {
             let j = self.out.hot.jmp();
             return self.fix_hot(j, To::Stub(Stub::Exit));
         }
-        let far = (target ^ b.va) >> 12 != 0 || self.crosses;
+        // What starts in the page's last bytes may be an instruction of two pages, which only a guarded slot leads to.
+        let far = (target ^ b.va) >> 12 != 0 || self.crosses || target & 0xfff > 0x1000 - LONGEST;
         let here = b.va.wrapping_add(b.insns.get(self.insn as usize).map_or(0, |i| i.off.into()));
         if far || target <= here {
             self.poll(target);
