@@ -1,14 +1,15 @@
 //! Guest time and timers: the only source of time that a device has.
 //!
-//! A clock has one of three drivers. *Real*: the host's monotonic time less the pauses. *Counted*: the
+//! A clock has one of three drivers. *Real*: the host's monotonic time less the pauses, read from a counter of the
+//! host's where an engine has shown one that will do ([`Clock::learn_counter`]). *Counted*: the
 //! number of executed guest instructions times a power of two, plus idle time that was skipped. *Stepped*:
 //! moved by tests. Timers fire in (deadline, sequence) order; the sequence is the order of arming, and is
 //! saved, so that a restored machine fires equal deadlines in the same order.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -34,6 +35,12 @@ struct Inner {
     bias: AtomicU64,
     /// Real: the clock stands at `frozen`.
     paused: AtomicBool,
+    /// Real: a counter of the host's that is read instead of asking the host for the time.
+    counter: OnceLock<Counter>,
+    /// When it was looked at first.
+    learning: Mutex<Option<Moment>>,
+    /// By how much it was behind when that was looked at last.
+    behind: AtomicI64,
     /// Real: how often time was made to go on.
     resumed: AtomicU64,
     frozen: AtomicU64,
@@ -61,6 +68,54 @@ struct TimerInner {
     fire: Fire,
 }
 
+/// A counter of the host's that goes at a constant rate, the same on all its processors.
+#[derive(Clone, Copy, Debug)]
+pub struct Counter {
+    /// Reads it.
+    pub read: fn() -> u64,
+    /// Nanoseconds of a tick, times 2^32.
+    pub mult: u64,
+    /// What is added to the nanoseconds of a reading, modulo 2^64.
+    pub add: u64,
+}
+
+impl Counter {
+    fn ns(&self, ticks: u64) -> u64 {
+        ((u128::from(ticks) * u128::from(self.mult)) >> 32) as u64
+    }
+
+    /// The time without the clock's bias.
+    #[inline]
+    fn now(&self) -> u64 {
+        self.ns((self.read)()).wrapping_add(self.add)
+    }
+}
+
+/// A counter and the host's time at one moment.
+#[derive(Clone, Copy)]
+struct Moment {
+    ticks: u64,
+    /// How uncertain that is.
+    within: u64,
+    time: Instant,
+}
+
+impl Moment {
+    /// The best of a few looks.
+    fn look(read: fn() -> u64) -> Moment {
+        let one = || {
+            let (ticks, time, after) = (read(), Instant::now(), read());
+            Moment { ticks, within: after.wrapping_sub(ticks), time }
+        };
+        (1..8).map(|_| one()).fold(one(), |best, m| if m.within < best.within { m } else { best })
+    }
+}
+
+/// How long a counter is watched before it is trusted: what is uncertain about the two looks is some 50 ns each.
+const LEARNING: Duration = Duration::from_millis(50);
+/// A jump of the counter, which some machines make when they wake up.
+const JUMP: i64 = 200_000_000;
+
 impl Clock {
     fn with_driver(driver: Driver) -> Self {
         Self {
@@ -69,6 +124,9 @@ impl Clock {
                 origin: Instant::now(),
                 bias: AtomicU64::new(0),
                 paused: AtomicBool::new(false),
+                counter: OnceLock::new(),
+                learning: Mutex::default(),
+                behind: AtomicI64::new(0),
                 resumed: AtomicU64::new(0),
                 frozen: AtomicU64::new(0),
                 instructions: AtomicU64::new(0),
@@ -119,6 +177,61 @@ impl Clock {
     }
 
     fn host_ns(&self) -> u64 {
+        self.inner.counter.get().map_or_else(|| self.monotonic_ns(), Counter::now)
+    }
+
+    /// Real: reads this counter from now on, once it has been watched for long enough to know its rate. To be called
+    /// now and then until the answer is the counter.
+    pub fn learn_counter(&self, read: fn() -> u64) -> Option<&Counter> {
+        let inner = &*self.inner;
+        if inner.driver != Driver::Real {
+            return None;
+        }
+        if let Some(counter) = inner.counter.get() {
+            return Some(counter);
+        }
+        let mut learning = inner.learning.lock();
+        let Some(first) = *learning else {
+            *learning = Some(Moment::look(read));
+            return None;
+        };
+        if first.time.elapsed() < LEARNING {
+            return None;
+        }
+        let now = Moment::look(read);
+        let middle = |m: Moment| m.ticks.wrapping_add(m.within / 2);
+        let ticks = middle(now).wrapping_sub(middle(first));
+        let ns = now.time.duration_since(first.time).as_nanos();
+        // An interrupted look, or a counter that stands.
+        if ticks == 0 || u128::from(first.within.max(now.within)) * 100_000 > u128::from(ticks) {
+            *learning = Some(now);
+            return None;
+        }
+        let mult = u64::try_from((ns << 32) / u128::from(ticks)).ok()?;
+        let counter = Counter { read, mult, add: 0 };
+        // The time was looked at after the counter, so that it never goes back by this.
+        let time = u64::try_from(now.time.duration_since(inner.origin).as_nanos()).ok()?;
+        let add = time.wrapping_sub(counter.ns(now.ticks));
+        Some(inner.counter.get_or_init(|| Counter { add, ..counter }))
+    }
+
+    /// Real: what is added to the counter's time, modulo 2^64, as long as the clock is not paused.
+    pub fn bias(&self) -> &AtomicU64 {
+        &self.inner.bias
+    }
+
+    /// Goes on from where it was if the counter has jumped.
+    fn look_at_counter(&self) {
+        let inner = &*self.inner;
+        let Some(counter) = inner.counter.get() else { return };
+        let behind = self.monotonic_ns().wrapping_sub(counter.now()) as i64;
+        let jump = behind.wrapping_sub(inner.behind.swap(behind, Ordering::Relaxed));
+        if jump.abs() > JUMP {
+            inner.bias.fetch_add(jump as u64, Ordering::AcqRel);
+        }
+    }
+
+    fn monotonic_ns(&self) -> u64 {
         u64::try_from(self.inner.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
@@ -228,6 +341,7 @@ impl Clock {
 
     /// Fires every timer that is due, in (deadline, sequence) order. Returns how many fired. No cell may be held.
     pub fn fire_due(&self) -> usize {
+        self.look_at_counter();
         let mut fired = 0;
         // A timer that re-arms itself in the past must not keep us here: what is due now is the bound.
         let mut left = self.inner.queue.lock().due.len().saturating_mul(4).max(16);
@@ -513,5 +627,29 @@ mod tests {
         drop(log);
         assert_eq!(clock.next_deadline(), None);
         clock.advance(10);
+    }
+
+    #[test]
+    fn time_does_not_go_back_when_a_counter_takes_over() {
+        fn thirds() -> u64 {
+            static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+            START.get_or_init(Instant::now).elapsed().as_nanos() as u64 * 3
+        }
+        let clock = Clock::real();
+        clock.resume();
+        let mut last = clock.now();
+        for _ in 0..1000 {
+            let learnt = clock.learn_counter(thirds).is_some();
+            let now = clock.now();
+            assert!(now >= last);
+            last = now;
+            if learnt {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        clock.pause();
+        assert!(clock.now() >= last);
+        assert!(Clock::stepped().learn_counter(thirds).is_none());
     }
 }

@@ -18,7 +18,7 @@ mod signal;
 pub mod trace;
 
 pub use cell::{DeviceCell, DeviceGuard, WeakCell};
-pub use clock::{Clock, Timer, TimerState};
+pub use clock::{Clock, Counter, Timer, TimerState};
 pub use device::{Device, DeviceHandle, ResetKind};
 pub use irq::{HostApics, IrqLine, IrqSink, LineLevels, MsiRoute, MsiSink};
 pub use log::{GuestErrorSite, set_guest_error_hook};
