@@ -127,8 +127,50 @@ pub struct JitEnv {
     pub live: u32,
     /// The host's own MXCSR.
     pub mxcsr_host: u32,
+    /// Nanoseconds of a tick of the host's counter times 2^32, or 0 where RDTSC asks the clock.
+    pub tsc_mult: u64,
+    /// What the guest's counter is ahead of the host's, in nanoseconds, without the clock's bias.
+    pub tsc_add: u64,
+    /// Address of the clock's bias.
+    pub tsc_bias: u64,
+    /// Answers of CPUID, by a hash of what was asked.
+    pub cpuid: [Answer; CPUID_ANSWERS],
     /// Bytes of an access that no single host address has.
     pub bounce: [u64; 8],
+}
+
+/// How many answers of CPUID are kept.
+pub const CPUID_ANSWERS: usize = 16;
+
+/// What CPUID has answered.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answer {
+    /// EAX, and ECX in the upper half.
+    pub asked: u64,
+    /// EAX EBX ECX EDX.
+    pub given: [u32; 4],
+    _pad: u64,
+}
+
+impl JitEnv {
+    /// Where the answer to a question is kept; translated code knows this function too.
+    fn answer(&mut self, eax: u32, ecx: u32) -> &mut Answer {
+        &mut self.cpuid[(eax ^ eax >> 28 ^ ecx) as usize & (CPUID_ANSWERS - 1)]
+    }
+
+    /// Keeps an answer.
+    pub fn keep_answer(&mut self, eax: u32, ecx: u32, given: [u32; 4]) {
+        *self.answer(eax, ecx) = Answer { asked: u64::from(ecx) << 32 | u64::from(eax), given, _pad: 0 };
+    }
+
+    /// Forgets all answers: to be called when what they depend on has changed.
+    pub fn forget_answers(&mut self) {
+        for (n, a) in self.cpuid.iter_mut().enumerate() {
+            // A question whose answer is kept elsewhere.
+            a.asked = n as u64 ^ 1;
+        }
+    }
 }
 
 /// Why an instruction or a delivery did not complete.
@@ -278,6 +320,7 @@ impl Cpu {
 
     /// To be called when registers were set from outside: recomputes what depends on them.
     pub fn after_load(&mut self) {
+        self.env.jit.forget_answers();
         self.paging_changed();
         self.mode_changed();
     }

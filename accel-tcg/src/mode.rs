@@ -239,6 +239,7 @@ impl Cpu {
             self.env.pdpte = self.fetch_pdptes(self.env.cr3)?;
         }
         self.env.cr4 = value;
+        self.env.jit.forget_answers();
         if (old ^ value) & paging != 0 {
             self.paging_changed();
         }
@@ -281,6 +282,7 @@ impl Cpu {
             return Err(Fault::GP0);
         }
         self.env.xcr0 = value;
+        self.env.jit.forget_answers();
         self.mode_changed();
         Ok(())
     }

@@ -26,7 +26,7 @@ use anura_accel::{
     Budget, DebugControl, DebugError, DebugEvent, InternalError, Kicker, StateError, Vcpu, VcpuExit,
 };
 use anura_vmcore::{CpuSignal, ResetKind};
-use anura_x86::regs::{dr7, rflags};
+use anura_x86::regs::rflags;
 use anura_x86::{CpuState, Shadow};
 use build::Refused;
 use parking_lot::Mutex;
@@ -61,8 +61,6 @@ pub struct SoftVcpu {
     /// Our bit among the owners of pages with translations.
     owner: u64,
     features: Features,
-    /// The local APIC may have something.
-    attention: bool,
     /// Somebody wants `run` to return.
     kicked: bool,
 }
@@ -83,7 +81,6 @@ impl SoftVcpu {
             longest: 64,
             owner: 1,
             features,
-            attention: true,
             kicked: false,
         }
     }
@@ -126,8 +123,9 @@ impl SoftVcpu {
         self.translating =
             self.jit.as_ref().is_some_and(|j| j.options.counted || matches!(budget, Budget::Unlimited));
         self.look_at_log(&mut cache);
+        self.cpu.tsc_changed();
         let mut look_at_clock = start.saturating_add(TIME_SLICE);
-        self.attention = true;
+        self.cpu.jit.attention = true;
         self.cpu.count_base = if self.cpu.vm.config.counted {
             self.cpu.vm.spaces.clock.instructions().wrapping_sub(start)
         } else {
@@ -153,26 +151,27 @@ impl SoftVcpu {
             let limit = if deadline.is_some() { end.min(look_at_clock) } else { end };
             let log = self.cpu.jit.log;
             let each = !self.translating && log.each_block();
-            let step = if self.slow() || each || !self.translating && limit - now < 64 {
-                if log.each_block() {
-                    show::entered(log, &self.cpu, (0, 0, 1));
-                }
-                self.one(&mut cache, now != start)
-            } else if self.translating {
-                match self.translated(&mut cache, limit) {
-                    // The budget does not cover the block, or somebody wants attention: events and all of that come
-                    // first, then an instruction alone.
-                    None if self.cpu.env.icount == now && limit - now < 64 => {
-                        if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
-                            continue;
-                        }
-                        self.one(&mut cache, now != start)
+            let step =
+                if self.cpu.runs_alone(self.translating) || each || !self.translating && limit - now < 64 {
+                    if log.each_block() {
+                        show::entered(log, &self.cpu, (0, 0, 1));
                     }
-                    step => step,
-                }
-            } else {
-                self.many(&mut cache, limit)
-            };
+                    self.one(&mut cache, now != start)
+                } else if self.translating {
+                    match self.translated(&mut cache, limit) {
+                        // The budget does not cover the block, or somebody wants attention: events and all of that come
+                        // first, then an instruction alone.
+                        None if self.cpu.env.icount == now && limit - now < 64 => {
+                            if self.cpu.signal.poll.load(Ordering::Relaxed) != 0 || self.cpu.code_dirty() {
+                                continue;
+                            }
+                            self.one(&mut cache, now != start)
+                        }
+                        step => step,
+                    }
+                } else {
+                    self.many(&mut cache, limit)
+                };
             if let Some(exit) = step {
                 break exit;
             }
@@ -198,25 +197,6 @@ impl SoftVcpu {
         }
     }
 
-    /// Whether the next instruction must run alone.
-    fn slow(&self) -> bool {
-        let env = &self.cpu.env;
-        // The shadow of STI is of no consequence where nothing waits: translated code looks at events after its first
-        // instruction at the earliest.
-        let shaded = match env.shadow {
-            Shadow::None => false,
-            Shadow::Sti => {
-                !self.translating || self.attention || self.cpu.signal.poll.load(Ordering::Relaxed) != 0
-            }
-            _ => true,
-        };
-        shaded
-            || env.eflags_sys & (rflags::TF | rflags::RF) != 0
-            || env.dr7 & dr7::ENABLES != 0
-            || self.cpu.t0.debug.single_step
-            || !self.cpu.t0.debug.breakpoints.is_empty()
-    }
-
     /// Takes what waits at this boundary. `Some` ends the run.
     fn events(&mut self, cache: &mut Cache) -> Option<VcpuExit> {
         let cpu = &mut self.cpu;
@@ -224,7 +204,7 @@ impl SoftVcpu {
         if bits & CpuSignal::KICK != 0 {
             self.kicked = true;
         }
-        self.attention |= bits & CpuSignal::IRQ != 0;
+        cpu.jit.attention |= bits & CpuSignal::IRQ != 0;
         cpu.refresh_views();
         self.catch_up(cache);
         let cpu = &mut self.cpu;
@@ -243,7 +223,7 @@ impl SoftVcpu {
                 return Some(VcpuExit::TripleFault);
             }
         }
-        if (self.attention || idle) && self.interrupts().is_err() {
+        if (self.cpu.jit.attention || idle) && self.interrupts().is_err() {
             return Some(VcpuExit::TripleFault);
         }
         if std::mem::take(&mut self.kicked) {
@@ -259,8 +239,8 @@ impl SoftVcpu {
         let id = self.cpu.id;
         self.cpu.sync_clock();
         let mut waits = self.cpu.apic().sync();
-        self.attention = waits.interrupt || waits.nmi || waits.init || waits.sipi.is_some();
-        if !self.attention {
+        self.cpu.jit.attention = waits.interrupt || waits.nmi || waits.init || waits.sipi.is_some();
+        if !self.cpu.jit.attention {
             return Ok(());
         }
         if waits.init && self.cpu.apic().take_init() {

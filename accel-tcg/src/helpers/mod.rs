@@ -49,6 +49,7 @@ pub mod fpu;
 pub mod io;
 pub mod seg;
 pub mod system;
+pub mod time;
 
 use crate::env::{Cpu, Env, Exec};
 use crate::mmu::View;

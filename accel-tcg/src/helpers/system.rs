@@ -327,53 +327,20 @@ pub fn cpuid(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
         xcr0: cpu.env.xcr0,
         apic_enabled: cpu.apic().base() & anura_x86::apic::base::ENABLE != 0,
     };
-    let [eax, ebx, ecx, edx] = config.model.cpuid(cpu.env.gpr[0] as u32, cpu.env.gpr[1] as u32, &who);
+    let (leaf, part) = (cpu.env.gpr[0] as u32, cpu.env.gpr[1] as u32);
+    let given = config.model.cpuid(leaf, part, &who);
+    cpu.env.jit.keep_answer(leaf, part, given);
+    let [eax, ebx, ecx, edx] = given;
     let gpr = &mut cpu.env.gpr;
     (gpr[0], gpr[3], gpr[1], gpr[2]) = (eax.into(), ebx.into(), ecx.into(), edx.into());
     Ok(Flow::Next)
 }
 
-impl Cpu {
-    /// The machine's time stamp counter, without this processor's offset.
-    fn machine_tsc(&self) -> u64 {
-        self.sync_clock();
-        let (now, khz) = (self.vm.spaces.clock.now(), self.vm.config.tsc_khz);
-        match now.checked_mul(khz) {
-            _ if khz == 1_000_000 => now,
-            Some(ticks) => ticks / 1_000_000,
-            None => (u128::from(now) * u128::from(khz) / 1_000_000) as u64,
-        }
-    }
-
-    /// The time stamp counter.
-    pub fn tsc(&self) -> u64 {
-        self.machine_tsc().wrapping_add(self.env.tsc_offset)
-    }
-}
-
-fn put_pair(cpu: &mut Cpu, value: u64) {
+pub(super) fn put_pair(cpu: &mut Cpu, value: u64) {
     cpu.env.gpr[0] = value & 0xffff_ffff;
     cpu.env.gpr[2] = value >> 32;
 }
 
-fn may_read_tsc(cpu: &Cpu) -> Exec<()> {
-    let barred = cpu.env.cr4 & cr4::TSD != 0 && cpu.env.cpl() != 0;
-    if barred { Err(Fault::GP0) } else { Ok(()) }
-}
-
-/// RDTSC.
-pub fn rdtsc(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
-    may_read_tsc(cpu)?;
-    let t = cpu.tsc();
-    put_pair(cpu, t);
-    Ok(Flow::Next)
-}
-/// RDTSCP.
-pub fn rdtscp(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
-    rdtsc(cpu, a)?;
-    cpu.env.gpr[1] = cpu.env.msrs.tsc_aux & 0xffff_ffff;
-    Ok(Flow::Next)
-}
 /// RDPID.
 pub fn rdpid(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let size = if cpu.env.is_64bit() { 8 } else { 4 };
@@ -578,18 +545,21 @@ impl Cpu {
                 let delta = value.wrapping_sub(self.tsc());
                 self.env.tsc_offset = self.env.tsc_offset.wrapping_add(delta);
                 self.env.msrs.tsc_adjust = self.env.msrs.tsc_adjust.wrapping_add(delta);
+                self.tsc_changed();
                 return Ok(());
             }
             msr::TSC_ADJUST if model.has(Feature::TscAdjust) => {
                 let delta = value.wrapping_sub(self.env.msrs.tsc_adjust);
                 self.env.tsc_offset = self.env.tsc_offset.wrapping_add(delta);
                 self.env.msrs.tsc_adjust = value;
+                self.tsc_changed();
                 return Ok(());
             }
             msr::APIC_BASE => {
                 refuse(value >> phys_bits != 0)?;
                 self.sync_clock();
                 refuse(!self.apic().set_base(value))?;
+                self.env.jit.forget_answers();
                 // The page moved under cached translations.
                 self.mmu.flush_all();
                 return Ok(());

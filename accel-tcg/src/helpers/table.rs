@@ -1,6 +1,6 @@
 //! Which routine a helper operation calls.
 
-use super::{Flow, HelperArgs, fpu, io, misc, seg, string, system, vecmem};
+use super::{Flow, HelperArgs, fpu, io, misc, seg, string, system, time, vecmem};
 use crate::deliver::{far, iret, sys};
 use crate::env::{Cpu, Exec};
 use crate::ir::Help;
@@ -71,8 +71,8 @@ pub fn routine(help: Help) -> Routine {
         Help::Cpuid => system::cpuid,
         Help::Rdmsr => system::rdmsr,
         Help::Wrmsr => system::wrmsr,
-        Help::Rdtsc => system::rdtsc,
-        Help::Rdtscp => system::rdtscp,
+        Help::Rdtsc => time::rdtsc,
+        Help::Rdtscp => time::rdtscp,
         Help::Rdpmc => system::rdpmc,
         Help::Rdpid => system::rdpid,
         Help::Rdpkru => system::rdpkru,

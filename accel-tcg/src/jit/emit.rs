@@ -12,6 +12,7 @@ pub(super) use access::{STACK, WRITE};
 mod access;
 mod flags;
 mod ops;
+mod system;
 mod vector;
 
 use super::asm::{Buf, Mem, Reg, Rm, reg};
@@ -33,6 +34,7 @@ use std::mem::offset_of;
 /// Displacements from the environment.
 pub(super) mod at {
     use super::*;
+    use anura_x86::Msrs;
     pub const fn gpr(n: u8) -> i32 {
         n as i32 * 8
     }
@@ -64,6 +66,13 @@ pub(super) mod at {
     pub const EPOCH: i32 = (JIT + offset_of!(JitEnv, epoch)) as i32;
     pub const ARGS: i32 = (JIT + offset_of!(JitEnv, args)) as i32;
     pub const LIVE: i32 = (JIT + offset_of!(JitEnv, live)) as i32;
+    pub const TSC_MULT: i32 = (JIT + offset_of!(JitEnv, tsc_mult)) as i32;
+    pub const TSC_ADD: i32 = (JIT + offset_of!(JitEnv, tsc_add)) as i32;
+    pub const TSC_BIAS: i32 = (JIT + offset_of!(JitEnv, tsc_bias)) as i32;
+    pub const CPUID: i32 = (JIT + offset_of!(JitEnv, cpuid)) as i32;
+    pub const CR4: i32 = offset_of!(Env, cr4) as i32;
+    pub const TSC_AUX: i32 = (offset_of!(Env, msrs) + offset_of!(Msrs, tsc_aux)) as i32;
+    pub const KERNEL_GS_BASE: i32 = (offset_of!(Env, msrs) + offset_of!(Msrs, kernel_gs_base)) as i32;
     pub const MXCSR_HOST: i32 = (JIT + offset_of!(JitEnv, mxcsr_host)) as i32;
 }
 
@@ -533,12 +542,9 @@ impl<'a> Emit<'a> {
     }
 
     fn helper(&mut self, o: &Op) {
-        let b = self.b;
-        let c = &b.calls[o.imm as usize];
-        let insn = b.insns.get(self.insn as usize).copied().unwrap_or_default();
-        let mask = if b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
-        let rip = b.va.wrapping_add(insn.off.into()) & mask;
-        let next = rip.wrapping_add(insn.len.into()) & mask;
+        if self.without_call(o) {
+            return;
+        }
         let mut args = 0;
         for (n, r) in [o.a, o.b, o.c].into_iter().enumerate() {
             if r == Ref::NONE {
@@ -557,6 +563,22 @@ impl<'a> Emit<'a> {
         }
         self.forget_temps();
         self.materialize();
+        let p = self.constants(o, args);
+        self.out.hot.mov_imm(reg::R10, p as u64);
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(Stub::Helper));
+        let help = self.out.helpers.last().map_or(Help::Serialize, |h| h.site.help);
+        self.called_helper(help);
+    }
+
+    /// The constants of a helper's call. `args`: which operands the code stores.
+    fn constants(&mut self, o: &Op, args: u8) -> *const Helper {
+        let b = self.b;
+        let c = &b.calls[o.imm as usize];
+        let insn = b.insns.get(self.insn as usize).copied().unwrap_or_default();
+        let mask = if b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
+        let rip = b.va.wrapping_add(insn.off.into()) & mask;
+        let next = rip.wrapping_add(insn.len.into()) & mask;
         let help = Help::ALL.get(c.id as usize).copied().unwrap_or(Help::Serialize);
         let constants = HelperArgs {
             imm: c.imm,
@@ -580,10 +602,7 @@ impl<'a> Emit<'a> {
         });
         let p: *const Helper = &raw const *helper;
         self.out.helpers.push(helper);
-        self.out.hot.mov_imm(reg::R10, p as u64);
-        let c = self.out.hot.call();
-        self.fix_hot(c, To::Stub(Stub::Helper));
-        self.called();
+        p
     }
 
     // ---- scratch registers and temporaries ----

@@ -11,9 +11,20 @@ use crate::interp::flags;
 use crate::interp::t0::Exit;
 use crate::interp::{after_step, run_ops};
 use crate::mmu::View;
+use crate::mode::key;
 use crate::show::Items;
+use anura_x86::Shadow;
+use anura_x86::regs::{dr7, rflags};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
+use std::sync::atomic::Ordering;
+
+/// What [`step`] and [`helper`] answer: on with the block.
+const GO_ON: u32 = 0;
+/// Back to the run loop.
+const LEAVE: u32 = 1;
+/// On with the block at RIP.
+pub(super) const CHAIN: u32 = 2;
 
 /// What routines and the run loop exchange.
 #[derive(Default)]
@@ -26,6 +37,8 @@ pub struct Shared {
     pub(crate) log: Items,
     /// Events that the log has shown.
     pub(crate) delivered: u64,
+    /// The local APIC may have something.
+    pub(crate) attention: bool,
     /// A routine panicked.
     pub(crate) panic: Option<String>,
 }
@@ -118,11 +131,82 @@ fn across(cpu: &mut Cpu, va: u64, len: u64, view: View) -> *mut u8 {
     to
 }
 
-/// Runs one instruction by the interpreter; not zero to leave.
+impl Cpu {
+    /// Tells translated code what the present mapping and mode are.
+    #[inline]
+    pub(crate) fn announce(&mut self) {
+        let mode = u64::from(self.env.mode_key);
+        let epochs = self.mmu.epochs();
+        self.t0.epoch = self.mmu.exec_epoch;
+        let j = &mut self.env.jit;
+        j.epoch = epochs;
+        j.tag = epochs.map(|e| e << 24 | mode);
+        self.publish_tlb();
+    }
+
+    /// Whether nothing waits at this boundary and the next instruction need not run alone, so that the run loop may be
+    /// left out.
+    #[inline]
+    pub(crate) fn undisturbed(&self) -> bool {
+        let env = &self.env;
+        self.signal.poll.load(Ordering::Relaxed) == 0
+            && !self.jit.attention
+            && !self.code_dirty()
+            && env.pending.is_none()
+            && env.pending_db == 0
+            && !(env.halted || env.wait_sipi || env.shutdown)
+            && (!self.jit.counted || env.icount < self.t0.limit)
+            && !self.runs_alone(true)
+    }
+
+    /// Whether the next instruction must run alone.
+    #[inline]
+    pub(crate) fn runs_alone(&self, translating: bool) -> bool {
+        let env = &self.env;
+        // The shadow of STI is of no consequence where nothing waits: translated code looks at events after its first
+        // instruction at the earliest.
+        let shaded = match env.shadow {
+            Shadow::None => false,
+            Shadow::Sti => {
+                !translating || self.jit.attention || self.signal.poll.load(Ordering::Relaxed) != 0
+            }
+            _ => true,
+        };
+        shaded
+            || env.eflags_sys & (rflags::TF | rflags::RF) != 0
+            || env.dr7 & dr7::ENABLES != 0
+            || self.t0.debug.single_step
+            || !self.t0.debug.breakpoints.is_empty()
+    }
+
+    /// After an instruction that ends its block, with the exact count in the environment: whether the block at RIP may
+    /// be entered without the run loop.
+    fn may_chain(&mut self) -> bool {
+        // Where instructions are counted, the next block may not fit, and a shadow must then still be there.
+        let plain = if self.jit.counted { self.env.shadow == Shadow::None } else { true };
+        let ok = plain
+            && !self.t0.leave
+            && self.env.mode_key & (key::L64 | key::CS_FLAT) != 0
+            && self.undisturbed()
+            && !self.jit.chaos.any()
+            && !self.jit.log.each_block();
+        if ok {
+            self.env.shadow = Shadow::None;
+            self.env.insn_in_block = 0;
+            if self.jit.counted {
+                self.env.jit.budget = self.t0.limit.wrapping_sub(self.env.icount) as i64;
+            }
+            self.announce();
+        }
+        ok
+    }
+}
+
+/// Runs one instruction by the interpreter.
 pub(super) unsafe extern "sysv64" fn step(cpu: *mut Cpu, step: *const Step) -> u32 {
     // SAFETY: as in `slow`; the step belongs to the running block.
     let (cpu, step) = unsafe { (&mut *cpu, &*step) };
-    guarded(cpu, 1, |cpu| interpret(cpu, step))
+    guarded(cpu, LEAVE, |cpu| interpret(cpu, step))
 }
 
 fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
@@ -155,16 +239,17 @@ fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
         && counted == 1;
     if goes_on {
         cpu.publish_tlb();
-        return 0;
+        return GO_ON;
     }
-    1
+    let ended = matches!(cpu.t0.exit, Exit::Check | Exit::Lookup | Exit::Link(_));
+    if ended && cpu.may_chain() { CHAIN } else { LEAVE }
 }
 
-/// Calls a helper; not zero to leave.
+/// Calls a helper.
 pub(super) unsafe extern "sysv64" fn helper(cpu: *mut Cpu, h: *const Helper) -> u32 {
     // SAFETY: as in `step`.
     let (cpu, h) = unsafe { (&mut *cpu, &*h) };
-    guarded(cpu, 1, |cpu| call(cpu, h))
+    guarded(cpu, LEAVE, |cpu| call(cpu, h))
 }
 
 fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
@@ -197,11 +282,11 @@ fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
                     if cpu.env.jit.budget < 0 {
                         cpu.env.rip = h.next;
                         cpu.env.icount += done;
-                        return 1;
+                        return LEAVE;
                     }
                 }
                 cpu.publish_tlb();
-                return 0;
+                return GO_ON;
             }
             cpu.env.rip = args.next_rip;
         }
@@ -217,18 +302,18 @@ fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
         }
         Ok(Flow::Again) => {
             cpu.env.icount += insn;
-            return 1;
+            return LEAVE;
         }
         Err(f) => {
             let far = f.vector == anura_x86::regs::vector::GP && f.cr2 != 0;
             cpu.t0.fault = if h.stack && far { Fault::SS0 } else { f };
             cpu.t0.exit = Exit::Fault(0);
             cpu.env.icount += insn;
-            return 1;
+            return LEAVE;
         }
     }
     cpu.env.icount += done;
-    1
+    if cpu.t0.exit == Exit::Check && cpu.may_chain() { CHAIN } else { LEAVE }
 }
 
 /// Puts CF where INC and DEC want it.
@@ -237,6 +322,12 @@ pub(super) unsafe extern "sysv64" fn carry(cpu: *mut Cpu) {
     let cpu = unsafe { &mut *cpu };
     let c = u64::from(flags::carry(&cpu.env));
     cpu.env.cc_b = cpu.env.cc_b & !0xff | c;
+}
+
+/// The status flags, as EFLAGS has them.
+pub(super) unsafe extern "sysv64" fn status(cpu: *const Cpu) -> u32 {
+    // SAFETY: as in `slow`.
+    flags::get(unsafe { &(*cpu).env }) as u32
 }
 
 /// Brings x87 registers home, if they are in the host's.

@@ -5,7 +5,9 @@
 
 use super::asm::{Reg, reg};
 use super::emit::{at, code, pinned};
+use super::home::{JUMPS, JUMPS_AT};
 use super::rt;
+use crate::env::CPUID_ANSWERS;
 use crate::interp::flags::{kind, over};
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
@@ -29,12 +31,16 @@ pub(super) enum Stub {
     LoadVectors,
     /// Called: brings the x87 and the vector registers into the host's.
     LoadX87,
+    /// Called: brings CF, ZF, SF and OF from their record into the host's flags.
+    Flags,
+    /// Called: CPUID; r10 is the helper's constants.
+    Cpuid,
 }
 
 /// Where they are, as offsets in the arena.
 pub(super) struct Stubs {
     pub enter: usize,
-    offsets: [u32; 8],
+    offsets: [u32; 10],
 }
 
 impl Stubs {
@@ -45,7 +51,7 @@ impl Stubs {
     /// Where each begins, in order, with its name.
     pub fn names(&self) -> Vec<(usize, String)> {
         use Stub::*;
-        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87];
+        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Cpuid];
         let stubs = all.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
         let mut names: Vec<_> = stubs.chain([(self.enter, "enter".into())]).collect();
         names.sort();
@@ -174,12 +180,114 @@ fn carry(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
     );
 }
 
+/// The flags from the record (see `interp::flags`): the kinds that are common here, the others by a call. All registers
+/// stay.
+#[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
+fn flags(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
+    mark(a, Stub::Flags);
+    // The environment is at rsp + 32.
+    dynasm!(a; .arch x64
+        ; push rax; push rcx; push rdx
+        ; mov eax, [rsp + 32 + at::CC_OP]
+        ; test eax, (over::CF | over::OF | over::ZF) as i32
+        ; jne >call
+        ; and eax, kind::MASK as i32
+        // Operands are moved up, so that what lies above their width does not count.
+        ; mov ecx, eax
+        ; and ecx, 3
+        ; mov edx, 8
+        ; shl edx, cl
+        ; mov ecx, 64
+        ; sub ecx, edx
+        ; mov rdx, [rsp + 32 + at::CC_B]
+        ; cmp eax, kind::CMP as i32
+        ; jae >compare
+        ; cmp eax, kind::SUB as i32
+        ; jb >low
+        ; cmp eax, kind::SBB1 as i32
+        ; jb >sub
+        ; cmp eax, kind::LOGIC as i32
+        ; jb >call
+        ; cmp eax, kind::INC as i32
+        ; jae >call
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; shl rax, cl
+        ; test rax, rax
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+        ; low:
+        ; cmp eax, kind::ADD as i32
+        ; jb >image
+        ; cmp eax, kind::ADC1 as i32
+        ; jae >call
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; sub rax, rdx
+        ; shl rax, cl
+        ; shl rdx, cl
+        ; add rax, rdx
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+        ; sub:
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; add rax, rdx
+        ; jmp >both
+        ; compare:
+        ; cmp eax, kind::LAHF as i32
+        ; jae >saved
+        ; mov rax, [rsp + 32 + at::CC_A]
+        ; both:
+        ; shl rax, cl
+        ; shl rdx, cl
+        ; cmp rax, rdx
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+        ; saved:
+        ; cmp eax, kind::ZERO as i32
+        ; jae >call
+        ; mov eax, [rsp + 32 + at::CC_A]
+        // ADD AL, 7Fh makes OF; SAHF the others.
+        ; add al, 0x7f
+        ; sahf
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+        ; image:
+        ; mov eax, [rsp + 32 + at::CC_A]
+        ; jmp >load
+        ; call:
+        ; push rsi; push rdi; push r8; push r9; push r10; push r11
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >plain
+        ; call ->save_vectors
+        ; plain:
+        ; mov rax, QWORD rt::status as *const () as i64
+        ; call rax
+        ; lea rdi, [rsp + 80]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >home
+        ; call ->load_vectors
+        ; home:
+        ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi
+        // EFLAGS in the order of LAHF, with OF in bit 0.
+        ; load:
+        ; mov ecx, eax
+        ; shl eax, 8
+        ; shr ecx, 11
+        ; and ecx, 1
+        ; or eax, ecx
+        ; add al, 0x7f
+        ; sahf
+        ; pop rdx; pop rcx; pop rax
+        ; ret
+    );
+}
+
 /// Writes the stubs; the bytes go to the start of the arena, at `base`.
 #[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
 pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
     let mut asm: A = VecAssembler::new(0);
     let a = &mut asm;
-    let mut offsets = [0u32; 8];
+    let mut offsets = [0u32; 10];
     let mut mark = |a: &mut A, s: Stub| {
         dynasm!(a; .arch x64; .align 16);
         offsets[s as usize] = a.offset().0 as u32;
@@ -198,7 +306,7 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
     mark(a, Stub::Bail);
     dynasm!(a; .arch x64; pop r9; mov [rsp + at::SITE], r9; mov r10d, code::BAIL as i32; jmp >here);
     mark(a, Stub::Exit);
-    dynasm!(a; .arch x64; mov [rsp + at::RIP], r9; here:; mov [rsp + at::EXIT], r10);
+    dynasm!(a; .arch x64; ->exit:; mov [rsp + at::RIP], r9; here:; mov [rsp + at::EXIT], r10);
     save(a, 0, |_| true);
     dynasm!(a; .arch x64
         ; ->saved:
@@ -279,6 +387,9 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         [(Stub::Step, rt::step as *const () as i64), (Stub::Helper, rt::helper as *const () as i64)]
     {
         mark(a, stub);
+        if stub == Stub::Helper {
+            dynasm!(a; .arch x64; ->helper:);
+        }
         save(a, 8, |_| true);
         dynasm!(a; .arch x64
             ; lea rdi, [rsp + 8]
@@ -301,11 +412,60 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
             ; ret
             ; left:
             ; add rsp, 8
+            ; cmp eax, rt::CHAIN as i32
+            ; je ->chain
             ; mov QWORD [rsp + at::EXIT], code::LEFT as i32
             ; jmp ->saved
         );
     }
 
+    // See `JitEnv::cpuid`. The environment is at rsp + 8.
+    mark(a, Stub::Cpuid);
+    dynasm!(a; .arch x64
+        ; mov r9d, ecx
+        ; shl r9, 32
+        ; mov r11d, eax
+        ; or r9, r11
+        ; shr r11d, 28
+        ; xor r11d, eax
+        ; xor r11d, ecx
+        ; and r11d, CPUID_ANSWERS as i32 - 1
+        ; shl r11d, 5
+        ; cmp r9, [rsp + r11 + 8 + at::CPUID]
+        ; jne ->helper
+        ; mov eax, [rsp + r11 + 16 + at::CPUID]
+        ; mov ebx, [rsp + r11 + 20 + at::CPUID]
+        ; mov ecx, [rsp + r11 + 24 + at::CPUID]
+        ; mov edx, [rsp + r11 + 28 + at::CPUID]
+        ; mov r11, [rsp + 8 + at::TLB]
+        ; ret
+    );
+
+    // On to the block at RIP, if the jump cache has it; the guest's registers are in the environment.
+    dynasm!(a; .arch x64; .align 16; ->chain:);
+    load(a, 0, |_| true);
+    dynasm!(a; .arch x64
+        ; mov r9, [rsp + at::RIP]
+        ; mov r10, r9
+        ; shr r10, 12
+        ; xor r10d, r9d
+        ; and r10d, JUMPS as i32 - 1
+        ; shl r10d, 5
+        ; cmp r9, [rsp + r10 + JUMPS_AT]
+        ; jne >unknown
+        ; mov r11, r9
+        ; shr r11, 63
+        ; mov r11, [rsp + r11 * 8 + at::TAG]
+        ; cmp r11, [rsp + r10 + JUMPS_AT + 8]
+        ; jne >unknown
+        ; mov r11, [rsp + at::TLB]
+        ; jmp QWORD [rsp + r10 + JUMPS_AT + 16]
+        ; unknown:
+        ; mov r10d, code::LOOKUP as i32
+        ; jmp ->exit
+    );
+
+    flags(a, &mut mark);
     carry(a, &mut mark);
 
     mark(a, Stub::LoadVectors);

@@ -92,11 +92,11 @@ impl SoftVcpu {
                         return Some(self.broken(""));
                     }
                     let exit = self.left();
-                    if exit.is_some() || !self.undisturbed() {
+                    if exit.is_some() || !self.cpu.undisturbed() {
                         return exit;
                     }
                 }
-                leave::POLL if self.undisturbed() => {}
+                leave::POLL if self.cpu.undisturbed() => {}
                 _ => return None,
             }
             if self.cpu.signal.poll.load(Ordering::Relaxed) != 0
@@ -120,22 +120,6 @@ impl SoftVcpu {
             return true;
         }
         self.cpu.jit.chaos.one_in(2)
-    }
-
-    /// Whether nothing waits at this boundary and the next instruction need not run alone, so that the run loop may be
-    /// left out.
-    pub(super) fn undisturbed(&self) -> bool {
-        let cpu = &*self.cpu;
-        let env = &cpu.env;
-        cpu.signal.poll.load(Ordering::Relaxed) == 0
-            && !self.attention
-            && !self.kicked
-            && !cpu.code_dirty()
-            && env.pending.is_none()
-            && env.pending_db == 0
-            && !(env.halted || env.wait_sipi || env.shutdown)
-            && env.icount < cpu.t0.limit
-            && !self.slow()
     }
 
     /// What a helper or an interpreted instruction has left behind.
@@ -165,14 +149,11 @@ impl SoftVcpu {
         let rip = cpu.env.rip;
         let mode = cpu.env.mode_key;
         let epochs = cpu.mmu.epochs();
-        let tags = epochs.map(|e| e << 24 | u64::from(mode));
+        let tag = epochs[(rip >> 63) as usize] << 24 | u64::from(mode);
         let known = self.cpu.jumps()[Home::jump_index(rip)];
         let cpu = &mut *self.cpu;
-        if known.rip == rip && known.tag == tags[(rip >> 63) as usize] {
-            cpu.t0.epoch = cpu.mmu.exec_epoch;
-            let j = &mut cpu.env.jit;
-            (j.epoch, j.tag) = (epochs, tags);
-            cpu.publish_tlb();
+        if known.rip == rip && known.tag == tag {
+            cpu.announce();
             return Ok(Some(known.id));
         }
         let flat = mode & (key::L64 | key::CS_FLAT) != 0;
@@ -210,13 +191,8 @@ impl SoftVcpu {
             None => self.translate(cache, host, page, linear)?,
         };
         let cpu = &mut self.cpu;
-        cpu.t0.epoch = cpu.mmu.exec_epoch;
-        let epochs = cpu.mmu.epochs();
-        let j = &mut cpu.env.jit;
-        j.epoch = epochs;
-        j.tag = epochs.map(|e| e << 24 | u64::from(mode));
-        let tag = j.tag[(rip >> 63) as usize];
-        cpu.publish_tlb();
+        cpu.announce();
+        let tag = cpu.env.jit.tag[(rip >> 63) as usize];
         let linked = !cpu.jit.log.each_block();
         if flat
             && linked

@@ -176,7 +176,7 @@ impl Emit<'_> {
         }
         let reads = c.reads();
         match self.fl {
-            Fl::Env { carry } => carry.is_some() && reads == flag::CF,
+            Fl::Env { .. } => reads & flag::PF == 0,
             Fl::Known { kind: k, .. } => match k {
                 kind::ADD | kind::SUB | kind::CMP | kind::LOGIC | kind::LAHF => true,
                 kind::INC | kind::DEC => reads & flag::CF == 0 || reads == flag::CF,
@@ -196,6 +196,13 @@ impl Emit<'_> {
         }
         let (k, ty, a, b) = match self.fl {
             Fl::Known { kind, ty, a, b, .. } => (kind, ty, a, b),
+            Fl::Env { carry } if carry.is_none() || reads != flag::CF => {
+                // Nothing is known here, so what the record says is found out when it runs.
+                let c = self.out.hot.call();
+                self.fix_hot(c, To::Stub(Stub::Flags));
+                self.host = flag::CF | flag::ZF | flag::SF | flag::OF;
+                return;
+            }
             Fl::Env { .. } => {
                 self.out.hot.bt_i(4, Ty::I32, Rm::Mem(Mem::env(at::CC_C)), 0);
                 self.host = flag::CF;
@@ -314,7 +321,7 @@ impl Emit<'_> {
             self.out.hot.mov_m_i(Ty::I8, Mem::env(at::CC_B), 0);
             return;
         }
-        if self.can_test(Cond::B, true) {
+        if self.fl != (Fl::Env { carry: None }) && self.can_test(Cond::B, true) {
             self.test(Cond::B);
             self.out.hot.setcc(Cond::B, Rm::Mem(Mem::env(at::CC_B)));
             return;

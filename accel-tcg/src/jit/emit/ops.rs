@@ -42,6 +42,11 @@ impl Emit<'_> {
                     self.b.const_value(o.b).is_some_and(|v| v > 0 && v < u64::from(o.ty.bits()))
                         || o.b == Ref::gpr(1) && !f && matches!(o.ty, Ty::I32 | Ty::I64)
                 }
+                Shld | Shrd => {
+                    let registers = o.dst.as_gpr().is_some() && o.a.as_gpr().is_some();
+                    let count = o.c == Ref::gpr(1) || self.b.const_value(o.c).is_some();
+                    registers && count && !f && matches!(o.ty, Ty::I32 | Ty::I64)
+                }
                 Mul | Imul => !matches!(o.ty, Ty::I8 | Ty::V128),
                 Umulh | Smulh => {
                     matches!(o.ty, Ty::I16 | Ty::I32 | Ty::I64)
@@ -151,6 +156,8 @@ impl Emit<'_> {
             Shl => self.shift(index, o, sh::SHL, kind::SHL),
             Shr => self.shift(index, o, sh::SHR, kind::SHR),
             Sar => self.shift(index, o, sh::SAR, kind::SAR),
+            Shld => self.double_shift(index, o, 0xa4),
+            Shrd => self.double_shift(index, o, 0xac),
             Rol => self.rotate(index, o, sh::ROL),
             Ror => self.rotate(index, o, sh::ROR),
             Mul | Imul => self.multiply(index, o),
@@ -190,6 +197,10 @@ impl Emit<'_> {
             Exit => {
                 self.materialize();
                 let t = self.b.const_value(o.a).unwrap_or(0);
+                // A helper that comes back has changed nothing that the next block depends on.
+                if index.checked_sub(1).is_some_and(|n| self.b.ops[n].op == Helper) {
+                    return self.exit_to(t);
+                }
                 self.out.hot.mov_imm(reg::R9, t);
                 self.out.hot.mov_imm(reg::R10, super::code::POLL.into());
                 let j = self.out.hot.jmp();
@@ -523,6 +534,31 @@ impl Emit<'_> {
                     self.know(k, o.ty, a, Loc::Env, ALL & !flag::CF);
                 }
             }
+        }
+    }
+
+    /// SHLD and SHRD between registers, where nobody looks at their flags; `op` is the second opcode byte of the form
+    /// with an immediate.
+    fn double_shift(&mut self, index: usize, o: &Op, op: u8) {
+        self.before_write(o.dst, index, 0);
+        let (d, moved) = match o.dst.as_gpr().and_then(pinned) {
+            Some(d) if o.dst == o.a => (d, false),
+            _ => (self.copy(o.a, o.ty), true),
+        };
+        let from = self.reg(o.b, o.ty);
+        match self.b.const_value(o.c) {
+            Some(n) => {
+                self.out.hot.map1(o.ty, op, from, Rm::Reg(d));
+                self.out.hot.bytes.push(n as u8);
+            }
+            None => self.out.hot.map1(o.ty, op + 1, from, Rm::Reg(d)),
+        }
+        self.host = 0;
+        if moved {
+            self.put(o.dst, o.ty, d);
+        } else if o.ty == Ty::I32 {
+            // A count of zero writes nothing, but the register's upper half goes all the same.
+            self.out.hot.mov_r_rm(Ty::I32, d, Rm::Reg(d));
         }
     }
 

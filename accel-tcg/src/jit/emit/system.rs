@@ -1,0 +1,157 @@
+//! System instructions that need no call, or a smaller one than the others: what would only move words between
+//! registers and the processor's state, and what has its answers at hand.
+//!
+//! Everything unusual (a privilege that is missing, a counter that only the clock can read) takes the helper's way,
+//! from the cold part.
+
+use super::super::asm::{Mem, Rm, alu, reg, sh};
+use super::super::stubs::Stub;
+use super::flags::{Fl, Loc};
+use super::{Emit, Helper, To, at};
+use crate::ir::{Cond, Help, Op, Ty};
+use crate::mode::key;
+use anura_x86::regs::{cr4, rflags};
+
+/// Whether a helper that comes back leaves the status flags alone.
+pub(super) fn keeps_flags(help: Help) -> bool {
+    use Help::*;
+    matches!(
+        help,
+        Cli | Sti
+            | Cld
+            | Std
+            | Clac
+            | Stac
+            | Pushf
+            | Swapgs
+            | Rdmsr
+            | Wrmsr
+            | Rdtsc
+            | Rdtscp
+            | Rdpid
+            | Cpuid
+            | In
+            | Out
+            | MovFromCr
+            | MovToSreg
+            | PopSreg
+            | WrSegBase
+            | Clflush
+            | Rdpkru
+            | Xgetbv
+            | Fxsave
+            | Xsave
+            | Stmxcsr
+    )
+}
+
+impl Emit<'_> {
+    /// Writes a helper operation without a call, if that is possible.
+    pub(super) fn without_call(&mut self, o: &Op) -> bool {
+        let c = &self.b.calls[o.imm as usize];
+        let Some(help) = Help::ALL.get(c.id as usize).copied() else { return false };
+        let k = self.b.key;
+        let ring0 = k & (key::PROT | key::CPL) == key::PROT;
+        match help {
+            Help::Rdtsc | Help::Rdtscp if !self.options.counted => self.read_counter(o, help == Help::Rdtscp),
+            Help::Cpuid => self.identify(o),
+            Help::Swapgs if ring0 && k & key::L64 != 0 => self.swap_gs(),
+            Help::Cld => self.direction(false),
+            Help::Std => self.direction(true),
+            _ => return false,
+        }
+        true
+    }
+
+    /// After a helper that has come back: what is known of the flags and of the host's registers.
+    pub(super) fn called_helper(&mut self, help: Help) {
+        let fl = self.fl;
+        self.called();
+        if keeps_flags(help) {
+            // The note was written down before the call; the registers in it may have changed.
+            self.fl = match fl {
+                Fl::Known { kind, ty, stored: true, .. } => {
+                    Fl::Known { kind, ty, a: Loc::Env, b: Loc::Env, stored: true }
+                }
+                Fl::Known { .. } => Fl::Env { carry: None },
+                known => known,
+            };
+        }
+    }
+
+    /// A call of the helper from the cold part; where it begins. It goes on at `back`, to be set by [`Self::back`].
+    fn call_cold(&mut self, helper: *const Helper) -> (u32, usize) {
+        let at = self.out.cold.len() as u32;
+        self.out.cold.mov_imm(reg::R10, helper as u64);
+        let c = self.out.cold.call();
+        self.fix_cold(c, To::Stub(Stub::Helper));
+        (at, self.out.cold.jmp())
+    }
+
+    /// RDTSC and RDTSCP: the host's counter in nanoseconds, plus how far the guest's is ahead.
+    fn read_counter(&mut self, o: &Op, with_aux: bool) {
+        self.forget_temps();
+        self.materialize();
+        let helper = self.constants(o, 0);
+        let (cold, jump) = self.call_cold(helper);
+        let env = |at| Rm::Mem(Mem::env(at));
+        if self.b.key & key::CPL != 0 {
+            self.out.hot.test_rm_i(Ty::I32, env(at::CR4), cr4::TSD as i32);
+            let j = self.out.hot.jcc(Cond::Nz);
+            self.fix_hot(j, To::Cold(cold));
+        }
+        self.out.hot.alu_rm_i(alu::CMP, Ty::I64, env(at::TSC_MULT), 0);
+        let j = self.out.hot.jcc(Cond::Z);
+        self.fix_hot(j, To::Cold(cold));
+        let hot = &mut self.out.hot;
+        // RDTSC
+        hot.bytes.extend_from_slice(&[0x0f, 0x31]);
+        hot.shift_i(sh::SHL, Ty::I64, Rm::Reg(reg::RDX), 32);
+        hot.alu_r_rm(alu::OR, Ty::I64, reg::RAX, Rm::Reg(reg::RDX));
+        // MUL, SHRD RAX, RDX, 32
+        hot.group3(4, Ty::I64, env(at::TSC_MULT));
+        hot.bytes.extend_from_slice(&[0x48, 0x0f, 0xac, 0xd0, 0x20]);
+        hot.alu_r_rm(alu::ADD, Ty::I64, reg::RAX, env(at::TSC_ADD));
+        hot.mov_r_rm(Ty::I64, reg::RDX, env(at::TSC_BIAS));
+        hot.alu_r_rm(alu::ADD, Ty::I64, reg::RAX, Rm::Mem(Mem::base(reg::RDX, 0)));
+        hot.mov(reg::RDX, reg::RAX);
+        hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::RDX), 32);
+        hot.mov_r_rm(Ty::I32, reg::RAX, Rm::Reg(reg::RAX));
+        if with_aux {
+            hot.mov_r_rm(Ty::I32, reg::RCX, env(at::TSC_AUX));
+        }
+        let back = hot.len() as u32;
+        self.fix_cold(jump, To::Hot(back));
+        self.called_helper(Help::Rdtsc);
+    }
+
+    /// CPUID: the answers given last are kept.
+    fn identify(&mut self, o: &Op) {
+        self.forget_temps();
+        self.materialize();
+        let helper = self.constants(o, 0);
+        self.out.hot.mov_imm(reg::R10, helper as u64);
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(Stub::Cpuid));
+        self.called_helper(Help::Cpuid);
+    }
+
+    fn swap_gs(&mut self) {
+        let (base, other) = (Rm::Mem(Mem::env(at::seg_base(5))), Rm::Mem(Mem::env(at::KERNEL_GS_BASE)));
+        let hot = &mut self.out.hot;
+        hot.mov_r_rm(Ty::I64, reg::R9, base);
+        hot.mov_r_rm(Ty::I64, reg::R10, other);
+        hot.mov_rm_r(Ty::I64, base, reg::R10);
+        hot.mov_rm_r(Ty::I64, other, reg::R9);
+    }
+
+    fn direction(&mut self, down: bool) {
+        self.materialize();
+        let flags = Rm::Mem(Mem::env(at::EFLAGS));
+        match down {
+            false => self.out.hot.alu_rm_i(alu::AND, Ty::I64, flags, !(rflags::DF as i32)),
+            true => self.out.hot.alu_rm_i(alu::OR, Ty::I64, flags, rflags::DF as i32),
+        }
+        self.host = 0;
+    }
+}
