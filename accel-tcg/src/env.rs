@@ -285,6 +285,8 @@ pub struct Cpu {
     pub t0: crate::interp::State,
     /// What routines called by translated code leave to the run loop.
     pub jit: crate::jit::Shared,
+    /// The FERR# pin was raised and not lowered since.
+    pub(crate) ferr: bool,
 }
 
 impl Cpu {
@@ -301,6 +303,7 @@ impl Cpu {
             count_base: 0,
             t0: crate::interp::State::default(),
             jit: crate::jit::Shared::default(),
+            ferr: false,
         };
         cpu.after_load();
         cpu
@@ -321,6 +324,7 @@ impl Cpu {
     /// To be called when registers were set from outside: recomputes what depends on them.
     pub fn after_load(&mut self) {
         self.env.jit.forget_answers();
+        self.ferr = self.env.fpu.fsw() & 0x80 != 0;
         self.paging_changed();
         self.mode_changed();
     }

@@ -258,17 +258,82 @@ fn instruction(n: &mut Numbers) -> Vec<u8> {
     o
 }
 
+/// An instruction that loads, stores or clears control and status of the x87 and of SSE.
+fn control(n: &mut Numbers) -> Vec<u8> {
+    let mut o = Vec::new();
+    let at = (n.below(0xf00) as u32).to_le_bytes();
+    let memory = |o: &mut Vec<u8>, opcode: &[u8], reg: u8| {
+        o.extend(opcode);
+        o.push(0x80 | reg << 3 | BASE);
+        o.extend(at);
+    };
+    // Most words mask all exceptions.
+    let unmasked = n.below(6) == 0;
+    match n.below(14) {
+        0..=3 => {
+            // MOV WORD, FLDCW.
+            o.extend([0x66]);
+            memory(&mut o, &[0xc7], 0);
+            let word = n.next() as u16 | if unmasked { 0 } else { 0x3f };
+            o.extend(word.to_le_bytes());
+            memory(&mut o, &[0xd9], 5);
+        }
+        4 | 5 => {
+            // MOV DWORD, LDMXCSR; now and then with bits that do not exist.
+            memory(&mut o, &[0xc7], 0);
+            let word = n.next() as u32 | if unmasked { 0 } else { 0x1f80 };
+            let word = word & if n.below(10) == 0 { !0 } else { 0xffff };
+            o.extend(word.to_le_bytes());
+            memory(&mut o, &[0x0f, 0xae], 2);
+        }
+        6 => memory(&mut o, &[0x0f, 0xae], 3),
+        7 => memory(&mut o, &[0xd9], 7),
+        8 => memory(&mut o, &[0xdd], 7),
+        9 => o.extend([0xdf, 0xe0]),
+        10 => o.extend([0xdb, 0xe2]),
+        11 => o.extend([[0x0f, 0x77], [0xdb, 0xe3]][n.below(2) as usize]),
+        12 => o.push(0x9b),
+        _ => memory(&mut o, &[0xd9], 6),
+    }
+    o
+}
+
+/// An x87 or MMX instruction on registers, at most compared with each other.
+fn x87_registers(n: &mut Numbers) -> Vec<u8> {
+    match n.below(8) {
+        // FCOMI and its like, FCMOV, FUCOMPP.
+        0 => vec![[0xdb, 0xdb, 0xdf, 0xdf][n.below(4) as usize], 0xe8 + n.below(16) as u8],
+        1 => vec![[0xda, 0xdb][n.below(2) as usize], 0xc0 + n.below(32) as u8],
+        2 => vec![0xda, 0xe9],
+        3 => vec![0xd9, 0xd0 + n.below(48) as u8],
+        4 => {
+            let op = [0x6f, 0xd4, 0xfe, 0xef, 0x60, 0x74, 0xf4, 0x7e][n.below(8) as usize];
+            let r = if op == 0x7e { register(n) } else { n.below(8) as u8 };
+            vec![0x40 | r >> 3, 0x0f, op, 0xc0 | (n.below(8) as u8) << 3 | r & 7]
+        }
+        _ => {
+            let o = vec![0xd8 + n.below(8) as u8, 0xc0 + n.below(0x30) as u8];
+            match o[0] {
+                0xdb | 0xda | 0xd9 | 0xdf => {
+                    vec![0xd9, [0xe8, 0xeb, 0xee, 0xc0, 0xc9, 0xe0, 0xe1][n.below(7) as usize]]
+                }
+                _ => o,
+            }
+        }
+    }
+}
+
 /// A vector or x87 instruction.
 fn vector(n: &mut Numbers) -> Vec<u8> {
     let mut o = Vec::new();
     let xmm = |n: &mut Numbers| n.below(16) as u8;
+    if n.below(12) == 0 {
+        return control(n);
+    }
     if n.below(4) == 0 {
         // x87: registers, then loads and stores.
         if n.below(2) == 0 {
-            o.extend([0xd8 + n.below(8) as u8, 0xc0 + n.below(0x30) as u8]);
-            if matches!(o[0], 0xdb | 0xda | 0xd9 | 0xdf) {
-                o = vec![0xd9, [0xe8, 0xeb, 0xee, 0xc0, 0xc9, 0xe0, 0xe1][n.below(7) as usize]];
-            }
+            return x87_registers(n);
         } else {
             let (op, reg) = [
                 (0xd9, 0),

@@ -70,6 +70,7 @@ pub fn fxrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
     let xmm = xmm_bytes(&cpu.env);
     cpu.env.fpu.bytes[xmm.clone()].copy_from_slice(&image[xmm]);
     cpu.env.fpu.bytes[24..28].copy_from_slice(&image[24..28]);
+    cpu.x87_controlled();
     cpu.mode_changed();
     Ok(Flow::EndBlock)
 }
@@ -82,13 +83,16 @@ impl Cpu {
             return Err(Fault::new(vector::MF));
         }
         self.sync_clock();
+        self.ferr = true;
         if self.platform().ferr(true) { Ok(()) } else { Err(Fault::FROZEN) }
     }
 
-    /// After an x87 instruction that may have changed control and status.
+    /// After an instruction that may have changed the x87's control and status: FERR# follows FSW.ES. The pin is never
+    /// high while all exceptions are masked, which translated code relies on.
     pub(crate) fn x87_controlled(&mut self) {
         self.env.update_mode_key();
-        if self.env.cr0 & cr0::NE == 0 && self.env.fpu.fsw() & 0x80 == 0 {
+        if self.ferr && self.env.fpu.fsw() & 0x80 == 0 {
+            self.ferr = false;
             self.platform().ferr(false);
         }
     }
@@ -296,6 +300,7 @@ pub fn xrstor(cpu: &mut Cpu, a: &HelperArgs) -> Exec<Flow> {
         cpu.env.msrs.pkru = pkru;
         cpu.keys_changed();
     }
+    cpu.x87_controlled();
     cpu.mode_changed();
     Ok(Flow::EndBlock)
 }

@@ -770,6 +770,7 @@ pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
     let aligned = o.y as u8 & Attr::ALIGNED != 0;
     // What the host would do differently is run in portable code: unmasked SIMD exceptions, results that are pinned,
     // and the x87's control instructions, since hosts differ in when they keep its pointers.
+    let mode = cpu.env.mode_key;
     let ours = t.control || t.mxcsr && cpu.env.mode_key & key::FPX != 0 || t.pinned && cpu.vm.config.counted;
     let result = match (t.entry, &t.soft) {
         (None, None) => Err(Fault::UD),
@@ -779,13 +780,16 @@ pub(super) unsafe fn run(cpu: &mut Cpu, op: Next) -> Next {
         (_, Some(soft)) => super::soft::run(cpu, t, soft, va, view, aligned, o.insn),
         (Some(entry), None) => attempt(cpu, t, entry, va, len, view, aligned, o.insn),
     };
+    // A control word may have unmasked an exception.
+    let other_mode = cpu.env.mode_key != mode;
+    cpu.t0.leave |= other_mode;
     match result {
-        Ok(false) => {
+        Ok(false) if !other_mode => {
             // SAFETY: the handler contract.
             unsafe { op.add(1) }
         }
         // SAFETY: the handler contract.
-        Ok(true) => unsafe { after_slow(cpu, op) },
+        Ok(_) => unsafe { after_slow(cpu, op) },
         // SAFETY: the handler contract.
         Err(f) => unsafe { fault(cpu, op, f) },
     }

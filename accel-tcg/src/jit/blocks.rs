@@ -377,7 +377,8 @@ impl Jit {
     pub fn settle(&mut self, cpu: &mut Cpu) -> Option<(u8, u8)> {
         self.counts.bails += 1;
         let at = self.arena.offset(cpu.env.jit.site) as u32;
-        let n = self.by_cold.partition_point(|(start, _)| *start <= at).checked_sub(1)?;
+        // A site is the address behind a call, which may be where the next block's cold code begins.
+        let n = self.by_cold.partition_point(|(start, _)| *start < at).checked_sub(1)?;
         let b = self.block(self.by_cold[n].1)?;
         let ret = at - b.cold;
         let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;

@@ -218,7 +218,6 @@ pub(super) fn mxcsr(b: &mut Builder<'_>, id: Help) {
         let attr = b.mem_attr();
         let v = b.load(Ty::I32, a, attr);
         b.helper(call, v, NONE, NONE);
-        b.end_after = true;
     }
 }
 

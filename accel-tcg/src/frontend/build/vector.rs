@@ -105,8 +105,8 @@ pub(super) fn any(b: &mut Builder<'_>) {
         }
     }
     b.opaque(a, attr);
-    // These may change what the mode key says about unmasked exceptions.
-    if matches!(m, Fldcw | Fldenv | Fninit | Frstor | Fnsave | Fnstenv | Finit | Fsave) {
+    // These may change what the mode key says about unmasked exceptions. (So may FLDCW, but it hardly ever does.)
+    if matches!(m, Fldenv | Fninit | Frstor | Fnsave | Fnstenv | Finit | Fsave) {
         b.end_after = true;
     }
 }

@@ -178,6 +178,7 @@ impl Emit<'_> {
             St => self.store(o),
             RmwAdd | RmwSub | RmwAnd | RmwOr | RmwXor | RmwInc | RmwDec | RmwNeg | RmwNot | RmwXchg
             | RmwAdc | RmwSbb | RmwBts | RmwBtr | RmwBtc => self.rmw(index, o),
+            Helper if self.moves_mxcsr(o) => {}
             Helper => self.helper(o),
             Br => self.branch(o),
             Brnz => self.branch_nonzero(o),

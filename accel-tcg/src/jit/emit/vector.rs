@@ -3,28 +3,41 @@
 //! The registers live in the host's from the first such instruction on (the environment's `live` says so) until a
 //! call or an exit brings them home. With an unmasked exception somewhere, the interpreter runs these instructions.
 
-use super::super::asm::{Mem, Rm, reg};
+use super::super::asm::{Mem, Rm, alu, reg};
 use super::super::stubs::Stub;
 use super::{CHECKED, Emit, Hold, To, at, pinned};
 use crate::frontend::effects::{Features, Unit};
 use crate::interp::thunk::{self, Shape};
 use crate::ir::op::flag;
-use crate::ir::{Cond, Op, Opcode, Ref, Ty};
+use crate::ir::{Cond, Help, Op, Opcode, Ref, Ty};
 use crate::mode::key;
 use anura_x86::XsaveImage;
+use anura_x86::regs::mxcsr;
 use iced_x86::Mnemonic;
 use std::mem::offset_of;
 
 const IMAGE: i32 = at::FPU + offset_of!(XsaveImage, bytes) as i32;
 const FIP: i32 = IMAGE + 8;
 const FDP: i32 = IMAGE + 16;
+/// The exception masks of the x87's control word.
+const MASKS: i32 = 0x3f;
+
+/// How an instruction is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Nothing is left of it.
+    Nothing,
+    /// As it is, with its operands renamed.
+    Renamed,
+    /// FLDCW, which must not unmask an exception of the host.
+    ControlWord,
+}
 
 /// An instruction ready to be written.
 struct Ready {
     bytes: Vec<u8>,
     shape: Shape,
-    /// Nothing is left of it.
-    nothing: bool,
+    way: Way,
     /// A guest register without one of the host's that it reads or writes.
     spare: Option<u8>,
 }
@@ -48,22 +61,29 @@ impl Emit<'_> {
             return None;
         }
         use Mnemonic::*;
-        if i.mnemonic() == Wait {
-            return Some(Ready { bytes: Vec::new(), shape, nothing: true, spare: None });
-        }
-        if shape.control && !matches!(i.mnemonic(), Fnstcw | Fnstsw) {
-            return None;
+        // What is left out here also changes what the environment keeps of the x87.
+        let way = match i.mnemonic() {
+            Wait => Way::Nothing,
+            Fldcw => Way::ControlWord,
+            Fnstcw | Fnstsw | Fnclex | Emms => Way::Renamed,
+            _ if shape.control => return None,
+            _ => Way::Renamed,
+        };
+        if way != Way::Renamed {
+            return Some(Ready { bytes: Vec::new(), shape, way, spare: None });
         }
         let host = |n: u8| pinned(n).unwrap_or(reg::R10);
         let p = thunk::rename(bytes, &i, b.key, &host)?;
         let spare = p.reg.or(p.rm).filter(|n| pinned(*n).is_none());
-        Some(Ready { bytes: p.bytes, shape, nothing: false, spare })
+        Some(Ready { bytes: p.bytes, shape, way, spare })
     }
 
     pub(super) fn opaque(&mut self, index: usize, o: &Op) {
         let Some(r) = self.rename(o) else { unreachable!("it was said to be supported") };
-        if r.nothing {
-            return;
+        match r.way {
+            Way::Nothing => return,
+            Way::ControlWord => return self.load_control_word(o),
+            Way::Renamed => {}
         }
         let s = r.shape;
         for n in 0..16 {
@@ -110,6 +130,69 @@ impl Emit<'_> {
         if matches!(s.unit, Unit::X87 | Unit::Mmx) && !s.control {
             self.pointers(again.map(|p| (p, o.a)));
         }
+    }
+
+    /// FLDCW. Where exceptions would be unmasked, the interpreter does it and changes the mode.
+    fn load_control_word(&mut self, o: &Op) {
+        self.ready(true);
+        self.check(o.a, 2, false, o.attr);
+        // Memory is read once: others may write to it between the test and the use.
+        let hot = &mut self.out.hot;
+        hot.movzx(reg::R9, Ty::I16, Rm::Mem(CHECKED));
+        hot.mov(reg::R10, reg::R9);
+        hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(reg::R10), MASKS);
+        hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Reg(reg::R10), MASKS);
+        let j = hot.jcc(Cond::Nz);
+        let unmasks = self.bail();
+        self.fix_hot(j, To::Cold(unmasks));
+        let hot = &mut self.out.hot;
+        // Bits that do not exist, and the one that is always set.
+        hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(reg::R9), 0x1f3f);
+        hot.alu_rm_i(alu::OR, Ty::I32, Rm::Reg(reg::R9), 0x40);
+        let word = Rm::Mem(Mem::env(at::ARGS));
+        hot.mov_rm_r(Ty::I32, word, reg::R9);
+        hot.bytes.push(0xd9);
+        hot.operand(5, word);
+        self.hold = [Hold::Free; 2];
+    }
+
+    /// LDMXCSR with a value, as far as the masks stay set; see [`Emit::load_control_word`].
+    fn load_mxcsr(&mut self, o: &Op) {
+        self.ready(false);
+        let s = self.reg(o.a, Ty::I32);
+        let t = self.scratch();
+        let hot = &mut self.out.hot;
+        hot.mov(t, s);
+        hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(t), (!mxcsr::ALL | mxcsr::MASKS) as i32);
+        hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Reg(t), mxcsr::MASKS as i32);
+        let j = hot.jcc(Cond::Nz);
+        self.host = 0;
+        let unmasks = self.bail();
+        self.fix_hot(j, To::Cold(unmasks));
+        let word = Rm::Mem(Mem::env(at::ARGS));
+        self.out.hot.mov_rm_r(Ty::I32, word, s);
+        self.out.hot.map1(Ty::I32, 0xae, 2, word);
+    }
+
+    /// STMXCSR.
+    fn store_mxcsr(&mut self, o: &Op) {
+        self.ready(false);
+        self.check(o.a, 4, true, o.attr);
+        self.out.hot.map1(Ty::I32, 0xae, 3, Rm::Mem(CHECKED));
+        self.hold = [Hold::Free; 2];
+    }
+
+    /// Writes what a helper would do with MXCSR; false if it is another helper, or the interpreter has to look.
+    pub(super) fn moves_mxcsr(&mut self, o: &Op) -> bool {
+        if self.b.key & key::FPX != 0 {
+            return false;
+        }
+        match Help::ALL.get(usize::from(self.b.calls[o.imm as usize].id)) {
+            Some(Help::Ldmxcsr) => self.load_mxcsr(o),
+            Some(Help::Stmxcsr) => self.store_mxcsr(o),
+            _ => return false,
+        }
+        true
     }
 
     /// Where the last x87 instruction and its operand were.
