@@ -123,6 +123,10 @@ pub struct JitEnv {
     pub epoch: [u64; 2],
     /// Operands of a helper.
     pub args: [u64; 3],
+    /// Jumps backward until the run loop is to look at one.
+    pub hot: u32,
+    /// Guest registers whose host registers others have in the running code.
+    pub lent: [u64; 4],
     /// Registers that are in the host's: bit 0 XMM, bit 1 YMM, bit 2 x87.
     pub live: u32,
     /// The host's own MXCSR.

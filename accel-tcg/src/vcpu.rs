@@ -8,6 +8,7 @@
 mod build;
 mod engine;
 mod interpreted;
+mod loops;
 mod translated;
 
 pub use engine::{Interp, PortableInterp};
@@ -58,6 +59,8 @@ pub struct SoftVcpu {
     translating: bool,
     /// Instructions of a translated block at most.
     longest: usize,
+    /// Jumps backward in translated code from one sample to the next.
+    jumps_back: u32,
     /// Our bit among the owners of pages with translations.
     owner: u64,
     features: Features,
@@ -79,6 +82,7 @@ impl SoftVcpu {
             numbers: None,
             translating: false,
             longest: 64,
+            jumps_back: 0,
             owner: 1,
             features,
             kicked: false,
@@ -92,7 +96,7 @@ impl SoftVcpu {
         signal: Arc<CpuSignal>,
         setup: Setup,
     ) -> std::io::Result<Self> {
-        let Setup { size, counted, smp, one_insn, numbers, perf, chaos } = setup;
+        let Setup { size, counted, smp, one_insn, numbers, perf, chaos, jumps_back } = setup;
         let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
         jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
@@ -100,6 +104,8 @@ impl SoftVcpu {
         vcpu.numbers = Some(numbers);
         vcpu.longest = if one_insn { 1 } else { 64 };
         vcpu.cpu.jit.counted = counted;
+        vcpu.jumps_back = jumps_back;
+        vcpu.cpu.env.jit.hot = jumps_back;
         vcpu.cpu.jit.chaos = Chaos::new(chaos);
         jit.options.chaos = Chaos::new(chaos);
         vcpu.jit = Some(Box::new(jit));

@@ -1,13 +1,15 @@
 //! Random sequences of instructions on the JIT and on the interpreter: registers, flags, memory and the place of a
 //! fault must agree.
 
-use anura_accel::{Accelerator, Budget, Vcpu, VcpuExit};
+use anura_accel::{AccelVm, Accelerator, Budget, Vcpu, VcpuExit};
 use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
 use anura_accel_tcg::{Interp, JitEngine};
 use anura_vmcore::CpuSignal;
 use anura_x86::{Activity, CpuState};
+use std::sync::Arc;
 
-struct Numbers(u64);
+/// Random numbers, and the registers that instructions are to use.
+struct Numbers(u64, u16);
 
 impl Numbers {
     fn next(&mut self) -> u64 {
@@ -37,10 +39,13 @@ const ROOT: u64 = 0x10_0000;
 /// RBX points into the data and RSP to a stack; nothing else may be written to them.
 const BASE: u8 = 3;
 
+/// All but these.
+const ALL: u16 = !(1 << BASE | 1 << 4);
+
 fn register(n: &mut Numbers) -> u8 {
     loop {
         let r = n.below(16) as u8;
-        if r != BASE && r != 4 {
+        if n.1 >> r & 1 != 0 {
             return r;
         }
     }
@@ -449,8 +454,65 @@ fn vector(n: &mut Numbers) -> Vec<u8> {
     o
 }
 
-/// A sequence with a few forward branches, and a loop around it; ends in HLT.
+/// A sequence with a few forward branches, which ends in HLT.
 fn sequence(n: &mut Numbers, length: u64) -> Vec<u8> {
+    let mut o = straight(n, length);
+    o.push(0xf4);
+    o
+}
+
+/// A few sequences in a loop or two of a few turns, with jumps between them.
+fn looped(n: &mut Numbers, length: u64) -> Vec<u8> {
+    let counter = [12, 11, 5, 9][n.below(4) as usize];
+    let inner = [14, 15, 10, 13][n.below(4) as usize];
+    let used = (0..2 + n.below(12)).fold(0, |m, _| m | 1 << n.below(16)) & ALL & !(1 << counter | 1 << inner);
+    n.1 = if used == 0 { 1 << 6 } else { used };
+    // MOV r32, imm32
+    let mut o = vec![0x40 | counter >> 3, 0xb8 | counter & 7];
+    o.extend((1 + n.below(30) as u32).to_le_bytes());
+    let head = o.len();
+    let parts = 1 + n.below(4);
+    for _ in 0..parts {
+        let most = 1 + length / parts;
+        let most = 1 + n.below(most);
+        let part = straight(n, most);
+        match n.below(3) {
+            // Jcc rel32 over it.
+            0 => {
+                o.extend([0x0f, 0x80 | n.below(16) as u8]);
+                o.extend((part.len() as u32).to_le_bytes());
+                o.extend(part);
+            }
+            // A loop of its own: MOV r32, imm32; the part; DEC r32; JNZ.
+            1 => {
+                o.extend([0x40 | inner >> 3, 0xb8 | inner & 7]);
+                o.extend((1 + n.below(6) as u32).to_le_bytes());
+                let start = o.len();
+                o.extend(part);
+                o.extend([0x40 | inner >> 3, 0xff, 0xc8 | inner & 7, 0x0f, 0x85]);
+                let back = (start as i64 - (o.len() + 4) as i64) as i32;
+                o.extend(back.to_le_bytes());
+            }
+            _ => o.extend(part),
+        }
+    }
+    if n.below(2) == 0 {
+        // DEC r32
+        o.extend([0x40 | counter >> 3, 0xff, 0xc8 | counter & 7]);
+    } else {
+        // SUB r32, 1
+        o.extend([0x40 | counter >> 3, 0x83, 0xe8 | counter & 7, 1]);
+    }
+    o.extend([0x0f, 0x85]);
+    let back = (head as i64 - (o.len() + 4) as i64) as i32;
+    o.extend(back.to_le_bytes());
+    n.1 = ALL;
+    o.extend(straight(n, 2));
+    o.push(0xf4);
+    o
+}
+
+fn straight(n: &mut Numbers, length: u64) -> Vec<u8> {
     let mut o = Vec::new();
     let vectors = n.below(2) == 0;
     for _ in 0..length {
@@ -466,12 +528,12 @@ fn sequence(n: &mut Numbers, length: u64) -> Vec<u8> {
             o.extend(instruction(n));
         }
     }
-    o.push(0xf4);
     o
 }
 
 struct Side {
     bed: TestBed,
+    vm: Arc<dyn AccelVm>,
     vcpu: Box<dyn Vcpu>,
 }
 
@@ -489,7 +551,7 @@ impl Side {
         }
         let vm = engine.create_vm(&bed.spaces, &bed.config).unwrap();
         let vcpu = vm.create_vcpu(0, CpuSignal::new()).unwrap();
-        Side { bed, vcpu }
+        Side { bed, vm, vcpu }
     }
 
     fn run(
@@ -546,13 +608,13 @@ fn start(n: &mut Numbers, base: &CpuState) -> CpuState {
 }
 
 fn compare(engine: &JitEngine, budget: Option<u64>, seed: u64, rounds: u64) {
-    let mut n = Numbers(seed);
+    let mut n = Numbers(seed, ALL);
     let mut interp = Side::new(&Interp);
     let mut jit = Side::new(engine);
     let base = base(&interp.bed);
     for round in 0..rounds {
         let length = 1 + n.below(if round % 4 == 0 { 3 } else { 24 });
-        let code = sequence(&mut n, length);
+        let code = if engine.jumps_back < 100 { looped(&mut n, length) } else { sequence(&mut n, length) };
         for _ in 0..3 {
             let state = start(&mut n, &base);
             let data: Vec<u8> = (0..0x7000).map(|_| n.next() as u8).collect();
@@ -610,6 +672,11 @@ fn compare(engine: &JitEngine, budget: Option<u64>, seed: u64, rounds: u64) {
             assert!(s1.activity != Activity::WaitForSipi);
         }
     }
+    if engine.jumps_back < 100 {
+        let info = jit.vm.info();
+        let loops = info.lines().find_map(|l| l.strip_prefix("loops translated: "));
+        assert!(loops.is_some_and(|n| n.parse::<u64>().is_ok_and(|n| n > rounds / 4)), "{info}");
+    }
 }
 
 fn rounds() -> u64 {
@@ -627,6 +694,18 @@ fn sequences_end_as_they_do_on_the_interpreter() {
         return;
     }
     compare(&JitEngine::default(), None, seed(), rounds());
+}
+
+#[test]
+fn loops_end_as_they_do_on_the_interpreter() {
+    if let Err(e) = anura_accel_tcg::generated_code() {
+        println!("skipped: this host gives no memory for generated code: {e}");
+        return;
+    }
+    let eager = JitEngine { jumps_back: 1, ..JitEngine::default() };
+    compare(&eager, None, seed() ^ 0x1234, rounds());
+    compare(&JitEngine { exact: true, ..eager }, Some(400), seed() ^ 0x9999, rounds());
+    compare(&JitEngine { chaos: seed() | 1, ..eager }, None, seed() ^ 0x4321, rounds() / 2);
 }
 
 #[test]

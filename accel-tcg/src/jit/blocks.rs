@@ -5,7 +5,7 @@
 
 use super::arena::{Arena, Part};
 use super::chaos::Chaos;
-use super::emit::{Emit, Exit, Fix, Helper, Loc, Options, Output, Recipe, Site, Step, To};
+use super::emit::{Emit, Exit, Fix, Helper, Lent, Loc, Options, Output, Recipe, Site, Step, To};
 use super::home::Home;
 use super::perf::PerfMap;
 use super::stubs::{self, Stub, Stubs};
@@ -22,10 +22,24 @@ use std::time::Duration;
 type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 type Key = (usize, u64, u32);
 
+/// Samples of jumps back to a block after which it is worth a second look.
+const HOT: u8 = 2;
+
+/// Where a block is from.
+struct What {
+    host: usize,
+    rip: u64,
+    key: u32,
+    second: Option<usize>,
+    len: u32,
+    before: u16,
+    n: u8,
+}
+
 /// A page of RAM that blocks were made from: host address, block and offset.
 pub(crate) type Source = (usize, Arc<RamBlock>, u64);
 
-/// A translated block.
+/// A translated block, or a region of several.
 pub(crate) struct Block {
     /// Host address of its code.
     pub entry: u64,
@@ -35,12 +49,17 @@ pub(crate) struct Block {
     pub host: usize,
     /// The same of the second page's, for a block that crosses.
     pub second: Option<usize>,
-    /// Bytes and instructions.
+    /// Bytes, and how many of them lie before the first one that is run.
     pub len: u32,
+    before: u16,
+    /// Instructions up to the first branch.
     pub n: u8,
+    /// How often a jump back to it was counted; see [`Jit::heat`].
+    heat: u8,
     cold: u32,
     sites: Box<[Site]>,
-    offsets: Box<[u8]>,
+    recipes: Box<[Recipe]>,
+    lent: Box<[Lent]>,
     // Held, and boxed, for the code, which has their addresses.
     _helpers: Box<[Box<Helper>]>,
     _steps: Box<[Box<Step>]>,
@@ -49,11 +68,9 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// RIP of an instruction.
-    fn rip_of(&self, insn: u8) -> u64 {
-        let off: u64 = self.offsets[..usize::from(insn)].iter().map(|l| u64::from(*l)).sum();
-        let rip = self.rip.wrapping_add(off);
-        if self.key & crate::mode::key::L64 != 0 { rip } else { rip & 0xffff_ffff }
+    /// Where the guest's bytes begin.
+    fn start(&self) -> usize {
+        self.host - usize::from(self.before)
     }
 }
 
@@ -68,6 +85,7 @@ struct Page {
 pub(crate) struct Counts {
     pub blocks: u64,
     pub instructions: u64,
+    pub regions: u64,
     pub guest_bytes: u64,
     pub flushes: u64,
     pub invalidated: u64,
@@ -125,7 +143,7 @@ impl Jit {
             stub_bytes: arena.used()[0],
             arena,
             stubs,
-            options: Options { counted, bmi, pinned, smp, chaos: Chaos::default() },
+            options: Options { counted, bmi, pinned, smp, chaos: Chaos::default(), count: true },
             blocks: Vec::new(),
             index: HashMap::default(),
             pages: HashMap::default(),
@@ -192,20 +210,61 @@ impl Jit {
         // The next block has other accidents.
         self.options.chaos.one_in(1);
         let spare = std::mem::take(&mut self.spare);
-        let mut out = Emit::block(ir, second.is_some(), self.options, functions, spare);
+        let out = Emit::block(ir, second.is_some(), self.options, functions, spare);
+        self.counts.blocks += 1;
+        self.counts.instructions += ir.insns.len() as u64;
+        self.counts.guest_bytes += u64::from(ir.len());
+        let (len, n) = (ir.len(), ir.insns.len() as u8);
+        let what = What { host: ir.pa as usize, rip: ir.va, key, second, len, before: 0, n };
+        self.publish(out, what, sources)
+    }
+
+    /// Writes a region of several blocks of a page, which takes the place of the block that its first part was.
+    pub fn add_region(
+        &mut self,
+        parts: &[Ir],
+        key: u32,
+        sources: &[Source],
+        functions: Option<&mut thunk::Arena>,
+        home: &mut Home,
+    ) -> u32 {
+        let head = &parts[0];
+        let spare = std::mem::take(&mut self.spare);
+        let out = Emit::region(parts, self.options, functions, spare);
+        self.counts.regions += 1;
+        let start = parts.iter().map(|p| p.pa).min().unwrap_or(head.pa);
+        let end = parts.iter().map(|p| p.pa + u64::from(p.len())).max().unwrap_or(head.pa);
+        let what = What {
+            host: head.pa as usize,
+            rip: head.va,
+            key,
+            second: None,
+            len: (end - start) as u32,
+            before: (head.pa - start) as u16,
+            n: head.insns.len() as u8,
+        };
+        if let Some(old) = self.find(what.host, what.rip, key) {
+            self.drop_block(home, old);
+        }
+        self.publish(out, what, sources)
+    }
+
+    /// Puts what was written in place and makes it known.
+    fn publish(&mut self, mut out: Output, what: What, sources: &[Source]) -> u32 {
+        let What { host, rip, key, second, len, before, n } = what;
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
         let bytes = [&mut out.hot.bytes, &mut out.cold.bytes];
         place(&out.fixes, bytes, [hot, cold, slots], |s| self.stubs.at(s) as usize);
         let (h, c) = (&out.hot.bytes, &out.cold.bytes);
         if let Some(map) = &self.perf {
-            map.add(self.arena.address(hot), h.len(), &format!("guest:{:#x}", ir.va));
-            map.add(self.arena.address(cold), c.len(), &format!("guest:{:#x}.cold", ir.va));
+            map.add(self.arena.address(hot), h.len(), &format!("guest:{rip:#x}"));
+            map.add(self.arena.address(cold), c.len(), &format!("guest:{rip:#x}.cold"));
         }
         if self.show {
             let text = |at, bytes: &[u8]| show::code(64, self.arena.address(at), bytes);
             let (h, c) = (text(hot, h), text(cold, c));
-            log::debug!(target: "out_asm", "OUT: [{:#x}]{h}\n  -- cold{c}", ir.va);
+            log::debug!(target: "out_asm", "OUT: [{rip:#x}]{h}\n  -- cold{c}");
         }
         self.arena.add(Part::Hot, h);
         self.arena.add(Part::Cold, c);
@@ -218,21 +277,21 @@ impl Jit {
         }
         self.arena.add(Part::Slots, &words);
         let id = self.blocks.len() as u32;
-        self.counts.blocks += 1;
-        self.counts.instructions += ir.insns.len() as u64;
-        self.counts.guest_bytes += u64::from(ir.len());
         self.counts.steps += out.steps.len() as u64;
         let block = Block {
             entry: self.arena.address(hot),
-            rip: ir.va,
+            rip,
             key,
-            host: ir.pa as usize,
+            host,
             second,
-            len: ir.len(),
-            n: ir.insns.len() as u8,
+            len,
+            before,
+            n,
+            heat: 0,
             cold: cold as u32,
             sites: out.sites.as_slice().into(),
-            offsets: ir.insns.iter().map(|i| i.len).collect(),
+            recipes: out.recipes.as_slice().into(),
+            lent: out.lent.as_slice().into(),
             _helpers: out.helpers.drain(..).collect(),
             _steps: out.steps.drain(..).collect(),
             preds: Vec::new(),
@@ -240,7 +299,7 @@ impl Jit {
         if !out.cold.bytes.is_empty() {
             self.by_cold.push((cold as u32, id));
         }
-        self.index.insert((block.host, block.rip, key), id);
+        self.index.insert((host, rip, key), id);
         for (page, ram, offset) in sources {
             self.pages
                 .entry(*page)
@@ -251,6 +310,14 @@ impl Jit {
         self.blocks.push(Some(Box::new(block)));
         self.spare = out;
         id
+    }
+
+    /// Counts a jump back to a block; true if it is time to look whether it is a loop.
+    pub fn heat(&mut self, host: usize, rip: u64, key: u32) -> bool {
+        let Some(id) = self.find(host, rip, key) else { return false };
+        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return false };
+        b.heat = b.heat.saturating_add(1);
+        b.heat == HOT && b.second.is_none()
     }
 
     /// Lets the slot of an exit lead to a block from now on; `epoch` for a slot that is guarded.
@@ -289,7 +356,7 @@ impl Jit {
                     let rest = len - first.min(len);
                     (b.host < end && from < b.host + first) || (second < end && from < second + rest)
                 }
-                None => b.host < end && from < b.host + len,
+                None => b.start() < end && from < b.start() + len,
             };
             if hit {
                 gone.push(*id);
@@ -297,24 +364,29 @@ impl Jit {
             !hit
         });
         for id in &gone {
-            let Some(b) = self.blocks[*id as usize].take() else { continue };
             self.counts.invalidated += 1;
-            for slot in &b.preds {
-                self.unlink(*slot, b.entry);
-            }
-            if self.index.get(&(b.host, b.rip, b.key)) == Some(id) {
-                self.index.remove(&(b.host, b.rip, b.key));
-            }
-            let j = &mut home.jumps()[Home::jump_index(b.rip)];
-            if j.code == b.entry {
-                j.tag = 0;
-            }
+            self.drop_block(home, *id);
         }
         let empty = self.pages.get(&page).is_some_and(|p| p.blocks.is_empty());
         if empty {
             self.pages.remove(&page);
         }
         !gone.is_empty()
+    }
+
+    /// Nobody comes to this block any more.
+    fn drop_block(&mut self, home: &mut Home, id: u32) {
+        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.take()) else { return };
+        for slot in &b.preds {
+            self.unlink(*slot, b.entry);
+        }
+        if self.index.get(&(b.host, b.rip, b.key)) == Some(&id) {
+            self.index.remove(&(b.host, b.rip, b.key));
+        }
+        let j = &mut home.jumps()[Home::jump_index(b.rip)];
+        if j.code == b.entry {
+            j.tag = 0;
+        }
     }
 
     fn unlink(&self, slot: u32, entry: u64) {
@@ -336,7 +408,7 @@ impl Jit {
             let Some(b) = self.block(*id) else { continue };
             let len = b.len as usize;
             let (at, len) = if b.host & !0xfff == page {
-                (b.host - page, len.min(0x1000 - (b.host - page)))
+                (b.start() - page, len.min(0x1000 - (b.start() - page)))
             } else {
                 (0, len - (0x1000 - (b.host & 0xfff)).min(len))
             };
@@ -372,9 +444,9 @@ impl Jit {
         let _ = (home, entry);
     }
 
-    /// After an exit in the middle of a block: brings flags and RIP to the instruction's start. Returns how many
-    /// instructions the block has, and how many ran.
-    pub fn settle(&mut self, cpu: &mut Cpu) -> Option<(u8, u8)> {
+    /// After an exit in the middle of a block: brings registers, flags and RIP to the instruction's start. Returns how
+    /// many instructions were counted that did not run.
+    pub fn settle(&mut self, cpu: &mut Cpu) -> Option<u8> {
         self.counts.bails += 1;
         let at = self.arena.offset(cpu.env.jit.site) as u32;
         // A site is the address behind a call, which may be where the next block's cold code begins.
@@ -383,9 +455,17 @@ impl Jit {
         let ret = at - b.cold;
         let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
         let site = b.sites[n];
-        apply(cpu, site.recipe);
-        cpu.env.rip = b.rip_of(site.insn);
-        Some((b.n, site.insn))
+        for (n, l) in b.lent.iter().enumerate() {
+            let (guest, lender) = (usize::from(l.guest & 15), usize::from(l.lender & 15));
+            cpu.env.gpr[guest] = cpu.env.gpr[lender];
+            cpu.env.gpr[lender] = cpu.env.jit.lent[n & 3];
+        }
+        if let Some(r) = b.recipes.get(usize::from(site.recipe)) {
+            apply(cpu, *r);
+        }
+        let rip = b.rip.wrapping_add_signed(site.off.into());
+        cpu.env.rip = if b.key & crate::mode::key::L64 != 0 { rip } else { rip & 0xffff_ffff };
+        Some(site.left)
     }
 
     /// Bytes of code and data, and blocks that live.
@@ -407,6 +487,7 @@ fn place(fixes: &[Fix], bytes: [&mut Vec<u8>; 2], starts: [usize; 3], stub: impl
             To::Slot(n) => slots + n as usize * 16,
             To::Slot2(n) => slots + n as usize * 16 + 8,
             To::SlotNumber(..) => 0,
+            To::Label(n) => unreachable!("label {n} was not replaced"),
         };
         let at = f.at as usize;
         let value = match f.to {
@@ -420,7 +501,8 @@ fn place(fixes: &[Fix], bytes: [&mut Vec<u8>; 2], starts: [usize; 3], stub: impl
 /// The host's code of a block as text, for tests: hot code at 1000h, cold code at 2000h, slots from 3000h on, and stubs
 /// 100h apart from 10000h on. Where the machine is concerned, it is a host with BMI that counts nothing.
 pub fn host_text(ir: &Ir) -> String {
-    let options = Options { counted: false, bmi: true, pinned: false, smp: false, chaos: Chaos::default() };
+    let chaos = Chaos::default();
+    let options = Options { counted: false, bmi: true, pinned: false, smp: false, chaos, count: false };
     let mut out = Emit::block(ir, false, options, None, Output::default());
     let (h, c) = (&mut out.hot.bytes, &mut out.cold.bytes);
     place(&out.fixes, [h, c], [0x1000, 0x2000, 0x3000], |s| 0x1_0000 + 0x100 * s as usize);

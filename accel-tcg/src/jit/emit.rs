@@ -10,8 +10,10 @@
 pub(super) use access::{STACK, WRITE};
 
 mod access;
+mod exits;
 mod flags;
 mod ops;
+pub(crate) mod region;
 mod system;
 mod vector;
 
@@ -65,6 +67,10 @@ pub(super) mod at {
     pub const TAG: i32 = (JIT + offset_of!(JitEnv, tag)) as i32;
     pub const EPOCH: i32 = (JIT + offset_of!(JitEnv, epoch)) as i32;
     pub const ARGS: i32 = (JIT + offset_of!(JitEnv, args)) as i32;
+    pub const HOT: i32 = (JIT + offset_of!(JitEnv, hot)) as i32;
+    pub const fn lent(n: usize) -> i32 {
+        (JIT + offset_of!(JitEnv, lent) + n * 8) as i32
+    }
     pub const LIVE: i32 = (JIT + offset_of!(JitEnv, live)) as i32;
     pub const TSC_MULT: i32 = (JIT + offset_of!(JitEnv, tsc_mult)) as i32;
     pub const TSC_ADD: i32 = (JIT + offset_of!(JitEnv, tsc_add)) as i32;
@@ -92,6 +98,8 @@ pub(crate) mod code {
     pub const LEFT: u32 = 5;
     /// RIP is set; the budget does not cover the block.
     pub const BUDGET: u32 = 6;
+    /// RIP is set, the target of a jump backward; enough of these were counted.
+    pub const HOT: u32 = 7;
 }
 
 /// Where a branch of the emitted code leads.
@@ -106,6 +114,8 @@ pub(super) enum To {
     Slot2(u32),
     /// The slot's offset with an exit code, as an immediate.
     SlotNumber(u32, u32),
+    /// A label of the hot part; none is left when the code is finished.
+    Label(u32),
 }
 
 /// A displacement to be filled in.
@@ -121,8 +131,23 @@ pub(super) struct Fix {
 pub(super) struct Site {
     /// Offset of the return address in the block's cold part.
     pub ret: u32,
-    pub insn: u8,
-    pub recipe: Recipe,
+    /// From the block's RIP to the instruction's.
+    pub off: i16,
+    /// Instructions that were counted and did not run.
+    pub left: u8,
+    /// Which of the block's recipes brings the flags home; [`Site::AT_HOME`] if they are.
+    pub recipe: u16,
+}
+
+impl Site {
+    pub const AT_HOME: u16 = u16::MAX;
+}
+
+/// A guest register that is in the host register of another one, which the code has no use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Lent {
+    pub guest: u8,
+    pub lender: u8,
 }
 
 /// A direct exit.
@@ -164,6 +189,9 @@ pub(super) struct Output {
     pub cold: Buf,
     pub fixes: Vec<Fix>,
     pub sites: Vec<Site>,
+    pub recipes: Vec<Recipe>,
+    /// The lender of number n waits in the environment's `lent[n]`.
+    pub lent: Vec<Lent>,
     pub exits: Vec<Exit>,
     // Boxed, because code has their addresses.
     #[allow(clippy::vec_box)]
@@ -182,6 +210,8 @@ impl Output {
         self.cold.bytes.clear();
         self.fixes.clear();
         self.sites.clear();
+        self.recipes.clear();
+        self.lent.clear();
         self.exits.clear();
         self.helpers.clear();
         self.steps.clear();
@@ -201,6 +231,8 @@ pub(crate) struct Options {
     pub smp: bool,
     /// Some checks of accesses fail always.
     pub chaos: Chaos,
+    /// Jumps backward are counted, so that loops are found.
+    pub count: bool,
 }
 
 /// An address that has been computed nowhere yet.
@@ -237,14 +269,17 @@ enum Hold {
 
 const SCRATCH: [Reg; 2] = [reg::R9, reg::R10];
 
-/// Bytes of the longest instruction.
-const LONGEST: u64 = 15;
-
 /// The access at the address that has just been checked.
 const CHECKED: Mem = Mem { base: reg::R10, index: Some((reg::R9, 0)), disp: 0 };
 
 pub(super) struct Emit<'a> {
+    /// What is being written, of a region one of its parts.
     b: &'a Block,
+    /// RIP that sites count from.
+    base: u64,
+    /// Host registers of the guest's.
+    map: [Option<Reg>; 16],
+    region: Option<region::Region<'a>>,
     options: Options,
     out: Output,
     fl: Fl,
@@ -264,8 +299,8 @@ pub(super) struct Emit<'a> {
     arena: Option<&'a mut thunk::Arena>,
 }
 
-/// The host register of a guest register, if it has one.
-pub(super) const fn pinned(n: u8) -> Option<Reg> {
+/// The host register of a guest register, if it has one, wherever code can be entered or left.
+pub(super) const fn canonical(n: u8) -> Option<Reg> {
     match n {
         4 => Some(reg::R15),
         9 | 10 | 11 | 15 => None,
@@ -283,23 +318,27 @@ impl<'a> Emit<'a> {
         mut out: Output,
     ) -> Output {
         out.clear();
-        let mut uses = std::mem::take(&mut out.uses);
-        uses.clear();
-        uses.resize(b.temps as usize, 0);
-        for o in &b.ops {
-            for r in [o.a, o.b, o.c] {
-                if let Some(t) = r.as_temp() {
-                    uses[t as usize] += 1;
-                }
-            }
-        }
-        let mut live = std::mem::take(&mut out.live);
-        opt::flags::live_after(b, &mut live);
-        let mut temps = std::mem::take(&mut out.temps);
-        temps.clear();
-        temps.resize(b.temps as usize, Temp::Nothing);
-        let mut e = Emit {
+        let mut e = Emit::new(b, crosses, options, arena, out);
+        e.prepare();
+        e.prologue();
+        e.body();
+        e.finish()
+    }
+
+    fn new(
+        b: &'a Block,
+        crosses: bool,
+        options: Options,
+        arena: Option<&'a mut thunk::Arena>,
+        mut out: Output,
+    ) -> Self {
+        let (uses, live) = (std::mem::take(&mut out.uses), std::mem::take(&mut out.live));
+        let temps = std::mem::take(&mut out.temps);
+        Emit {
             b,
+            base: b.va,
+            map: std::array::from_fn(|n| canonical(n as u8)),
+            region: None,
             options,
             out,
             fl: Fl::Env { carry: None },
@@ -314,19 +353,49 @@ impl<'a> Emit<'a> {
             vectors: false,
             x87: false,
             arena,
-        };
-        e.prologue();
+        }
+    }
+
+    fn finish(self) -> Output {
+        let Emit { mut out, live, temps, uses, .. } = self;
+        (out.live, out.temps, out.uses) = (live, temps, uses);
+        out
+    }
+
+    /// The host register of a guest register, if it has one here.
+    fn pin(&self, n: u8) -> Option<Reg> {
+        self.map[usize::from(n & 15)]
+    }
+
+    /// What is to be known of the block before it is written.
+    fn prepare(&mut self) {
+        let b = self.b;
+        self.uses.clear();
+        self.uses.resize(b.temps as usize, 0);
+        for o in &b.ops {
+            for r in [o.a, o.b, o.c] {
+                if let Some(t) = r.as_temp() {
+                    self.uses[t as usize] += 1;
+                }
+            }
+        }
+        opt::flags::live_after(b, &mut self.live);
+        self.temps.clear();
+        self.temps.resize(b.temps as usize, Temp::Nothing);
+        self.forget_temps();
+        self.host = 0;
+    }
+
+    fn body(&mut self) {
+        let b = self.b;
         let mut i = 0;
         while i < b.ops.len() {
             let insn = b.ops[i].insn;
             let n = b.ops[i..].iter().take_while(|o| o.insn == insn).count();
-            e.insn = insn;
-            e.instruction(i, n);
+            self.insn = insn;
+            self.instruction(i, n);
             i += n;
         }
-        let Emit { mut out, live, temps, uses, .. } = e;
-        (out.live, out.temps, out.uses) = (live, temps, uses);
-        out
     }
 
     fn prologue(&mut self) {
@@ -389,8 +458,19 @@ impl<'a> Emit<'a> {
     /// Notes that a call which has just been written to the cold part can leave the running instruction.
     fn site(&mut self) {
         let recipe = self.recipe();
+        let recipe = match self.out.recipes.iter().rposition(|r| *r == recipe) {
+            _ if recipe.op == Recipe::NOTHING => Site::AT_HOME,
+            Some(n) => n as u16,
+            None => {
+                self.out.recipes.push(recipe);
+                self.out.recipes.len() as u16 - 1
+            }
+        };
         let ret = self.out.cold.len() as u32;
-        self.out.sites.push(Site { ret, insn: self.insn, recipe });
+        let insn = self.b.insns.get(usize::from(self.insn)).copied().unwrap_or_default();
+        let off = self.b.va.wrapping_sub(self.base).wrapping_add(insn.off.into()) as i16;
+        let left = (self.b.insns.len() as u8).wrapping_sub(self.insn);
+        self.out.sites.push(Site { ret, off, left, recipe });
     }
 
     /// Cold code that gives the running instruction to the interpreter; returns its offset.
@@ -400,98 +480,6 @@ impl<'a> Emit<'a> {
         self.fix_cold(c, To::Stub(Stub::Bail));
         self.site();
         at
-    }
-
-    /// Jumps to where somebody else takes over if attention is wanted. Flags of the host are lost.
-    fn poll(&mut self, rip: u64) {
-        let hot = &mut self.out.hot;
-        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
-        hot.alu_rm_i(super::asm::alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
-        let j = hot.jcc(crate::ir::Cond::Nz);
-        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
-        self.leave_cold(rip, code::POLL);
-    }
-
-    /// Leaves to a constant RIP.
-    fn exit_to(&mut self, target: u64) {
-        let b = self.b;
-        let linkable = b.key & (key::L64 | key::CS_FLAT) != 0;
-        if !linkable {
-            self.out.hot.mov_imm(reg::R9, target);
-            self.out.hot.mov_imm(reg::R10, code::LOOKUP.into());
-            let j = self.out.hot.jmp();
-            return self.fix_hot(j, To::Stub(Stub::Exit));
-        }
-        // What starts in the page's last bytes may be an instruction of two pages, which only a guarded slot leads to.
-        let far = (target ^ b.va) >> 12 != 0 || self.crosses || target & 0xfff > 0x1000 - LONGEST;
-        let here = b.va.wrapping_add(b.insns.get(self.insn as usize).map_or(0, |i| i.off.into()));
-        if far || target <= here {
-            self.poll(target);
-        }
-        let slot = self.out.exits.len() as u32;
-        let unlinked = self.out.cold.len() as u32;
-        self.out.exits.push(Exit { unlinked, far });
-        if far {
-            let at = self.out.hot.load_slot(reg::R9);
-            self.fix_hot(at, To::Slot2(slot));
-            let epoch = at::EPOCH + if target >> 63 != 0 { 8 } else { 0 };
-            self.out.hot.alu_r_rm(super::asm::alu::CMP, Ty::I64, reg::R9, Rm::Mem(Mem::env(epoch)));
-            let j = self.out.hot.jcc(crate::ir::Cond::Nz);
-            self.fix_hot(j, To::Cold(unlinked));
-        }
-        let j = self.out.hot.jmp_slot();
-        self.fix_hot(j, To::Slot(slot));
-        self.out.cold.mov_imm(reg::R9, target);
-        self.out.cold.mov_imm(reg::R10, 1);
-        let imm = self.out.cold.len() - 4;
-        self.fix_cold(imm, To::SlotNumber(slot, if far { code::LINK_FAR } else { code::LINK }));
-        let j = self.out.cold.jmp();
-        self.fix_cold(j, To::Stub(Stub::Exit));
-    }
-
-    /// Leaves to the RIP in r9.
-    fn exit_indirect(&mut self) {
-        use super::asm::alu::*;
-        use super::asm::sh;
-        if self.b.key & (key::L64 | key::CS_FLAT) == 0 {
-            // The same RIP may be another place next time.
-            self.out.hot.mov_imm(reg::R10, code::LOOKUP.into());
-            let j = self.out.hot.jmp();
-            return self.fix_hot(j, To::Stub(Stub::Exit));
-        }
-        let hot = &mut self.out.hot;
-        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
-        hot.alu_rm_i(CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
-        let polled = hot.jcc(crate::ir::Cond::Nz);
-        hot.mov(reg::R10, reg::R9);
-        hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 12);
-        hot.alu_r_rm(XOR, Ty::I32, reg::R10, Rm::Reg(reg::R9));
-        hot.alu_rm_i(AND, Ty::I32, Rm::Reg(reg::R10), super::home::JUMPS as i32 - 1);
-        hot.shift_i(sh::SHL, Ty::I32, Rm::Reg(reg::R10), 5);
-        let entry = |n: i32| {
-            Rm::Mem(Mem { base: reg::RSP, index: Some((reg::R10, 0)), disp: super::home::JUMPS_AT + n })
-        };
-        hot.alu_r_rm(CMP, Ty::I64, reg::R9, entry(0));
-        let missed = hot.jcc(crate::ir::Cond::Nz);
-        hot.mov_r_rm(Ty::I64, reg::R9, entry(8));
-        let tag = at::TAG + if self.b.va >> 63 != 0 { 8 } else { 0 };
-        hot.alu_r_rm(CMP, Ty::I64, reg::R9, Rm::Mem(Mem::env(tag)));
-        let old = hot.jcc(crate::ir::Cond::Nz);
-        hot.jmp_rm(entry(16));
-        let cold = &mut self.out.cold;
-        let at_polled = cold.len() as u32;
-        cold.mov_imm(reg::R10, code::POLL.into());
-        let j1 = cold.jmp();
-        let at_old = cold.len() as u32;
-        cold.mov_r_rm(Ty::I64, reg::R9, entry(0));
-        let at_missed = cold.len() as u32;
-        cold.mov_imm(reg::R10, code::LOOKUP.into());
-        let j2 = cold.jmp();
-        self.fix_hot(polled, To::Cold(at_polled));
-        self.fix_hot(missed, To::Cold(at_missed));
-        self.fix_hot(old, To::Cold(at_old));
-        self.fix_cold(j1, To::Stub(Stub::Exit));
-        self.fix_cold(j2, To::Stub(Stub::Exit));
     }
 
     // ---- calls ----
@@ -508,10 +496,17 @@ impl<'a> Emit<'a> {
         let step = Box::new(Step { code, insn: self.insn, n: b.insns.len() as u8, next, ends });
         let p: *const Step = &raw const *step;
         self.out.steps.push(step);
-        self.out.hot.mov_imm(reg::R10, p as u64);
-        let c = self.out.hot.call();
-        self.fix_hot(c, To::Stub(Stub::Step));
+        self.call(p as u64, Stub::Step);
         self.called();
+    }
+
+    /// Calls a stub with an argument.
+    fn call(&mut self, argument: u64, stub: Stub) {
+        self.give_back();
+        self.out.hot.mov_imm(reg::R10, argument);
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(stub));
+        self.borrow();
     }
 
     /// After a call that may have done anything.
@@ -564,9 +559,7 @@ impl<'a> Emit<'a> {
         self.forget_temps();
         self.materialize();
         let p = self.constants(o, args);
-        self.out.hot.mov_imm(reg::R10, p as u64);
-        let c = self.out.hot.call();
-        self.fix_hot(c, To::Stub(Stub::Helper));
+        self.call(p as u64, Stub::Helper);
         let help = self.out.helpers.last().map_or(Help::Serialize, |h| h.site.help);
         self.called_helper(help);
     }
@@ -693,7 +686,7 @@ impl<'a> Emit<'a> {
     /// Where a value can be read, in place if possible. Bits above the type may be anything.
     fn rm(&mut self, r: Ref, ty: Ty) -> Rm {
         if let Some(n) = r.as_gpr() {
-            return pinned(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg);
+            return self.pin(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg);
         }
         if let Some(n) = r.as_seg_base() {
             return Rm::Mem(Mem::env(at::seg_base(n)));
@@ -731,7 +724,7 @@ impl<'a> Emit<'a> {
         }
         if let Some(n) = r.as_high() {
             let s = self.scratch();
-            let h = pinned(n).unwrap_or(0);
+            let h = self.pin(n).unwrap_or(0);
             self.rotate_copy(s, h, 8);
             return Rm::Reg(s);
         }
@@ -811,7 +804,7 @@ impl<'a> Emit<'a> {
             _ => return,
         };
         if self.fl.uses(n) && self.live[index] & !kills != 0 {
-            self.materialize();
+            self.shelter(n);
         }
         self.fl.forget(n);
         let target = Ref::gpr(n);
@@ -833,7 +826,7 @@ impl<'a> Emit<'a> {
     /// Writes the low bits of a host register to a destination. The register is a scratch one or a guest's.
     fn put(&mut self, dst: Ref, ty: Ty, s: Reg) {
         if let Some(n) = dst.as_gpr() {
-            match pinned(n) {
+            match self.pin(n) {
                 Some(d) => {
                     if d != s || ty == Ty::I32 {
                         self.out.hot.mov_r_rm(ty, d, Rm::Reg(s));
@@ -851,7 +844,7 @@ impl<'a> Emit<'a> {
                 }
             }
         } else if let Some(n) = dst.as_high() {
-            let d = pinned(n).unwrap_or(0);
+            let d = self.pin(n).unwrap_or(0);
             let s = if s == d {
                 // It is about to be turned.
                 let t = self.scratch();

@@ -28,6 +28,8 @@ pub struct JitEngine {
     pub chaos: u64,
     /// Bytes of translated code at most, for all vCPUs together.
     pub code_bytes: usize,
+    /// Of so many jumps backward one is looked at in search of loops to be translated as a whole.
+    pub jumps_back: u32,
 }
 
 impl Default for JitEngine {
@@ -39,6 +41,7 @@ impl Default for JitEngine {
             perf_map: false,
             chaos: 0,
             code_bytes: CODE,
+            jumps_back: 1024,
         }
     }
 }
@@ -105,6 +108,8 @@ pub(crate) struct Setup {
     pub perf: Option<Arc<PerfMap>>,
     /// Seed of disturbances, or 0.
     pub chaos: u64,
+    /// See [`JitEngine::jumps_back`].
+    pub jumps_back: u32,
 }
 
 /// What a vCPU shows of its translations.
@@ -137,6 +142,7 @@ impl AccelVm for Vm {
             numbers,
             perf: self.perf.clone(),
             chaos: self.engine.chaos.wrapping_mul(2 * u64::from(id) + 1),
+            jumps_back: self.engine.jumps_back,
         };
         SoftVcpu::with_jit(shared, id, signal, setup).map(|v| Box::new(v) as Box<dyn Vcpu>).map_err(
             |source| AccelError::Host {
@@ -159,7 +165,8 @@ impl AccelVm for Vm {
                  translation: {:.3} s, {nanos:.0} ns per instruction\n\
                  blocks looked for by the run loop: {}, found by the table of jumps: {:.1} %, by place: {:.1} %, \
                  made: {:.1} %\n\
-                 links made: {}, instructions begun anew: {}, instructions interpreted by call: {}\n",
+                 links made: {}, instructions begun anew: {}, instructions interpreted by call: {}\n\
+                 loops translated: {}\n",
                 c.blocks,
                 c.instructions,
                 c.guest_bytes,
@@ -176,6 +183,7 @@ impl AccelVm for Vm {
                 c.links,
                 c.bails,
                 c.steps,
+                c.regions,
             );
             let memory: Vec<_> = memory.iter().filter(|(name, _)| !name.is_empty()).collect();
             let memory: Vec<_> = memory.iter().map(|(name, n)| format!("{name}: {n}")).collect();

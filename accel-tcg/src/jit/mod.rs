@@ -23,4 +23,4 @@ pub(crate) use home::{Home, Jump};
 pub use rt::Shared;
 
 /// Exit codes of translated code.
-pub(crate) use emit::code;
+pub(crate) use emit::{code, region};

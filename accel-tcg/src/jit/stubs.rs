@@ -4,7 +4,7 @@
 //! stack. Routines get the environment's address, which is the processor's.
 
 use super::asm::{Reg, reg};
-use super::emit::{at, code, pinned};
+use super::emit::{at, canonical, code};
 use super::home::{JUMPS, JUMPS_AT};
 use super::rt;
 use crate::env::CPUID_ANSWERS;
@@ -71,7 +71,7 @@ type A = VecAssembler<X64Relocation>;
 #[allow(clippy::useless_conversion)] // inside the assembler's macro
 fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
     for n in GPRS {
-        if let Some(h) = pinned(n).filter(|h| which(*h)) {
+        if let Some(h) = canonical(n).filter(|h| which(*h)) {
             dynasm!(a; .arch x64; mov [rsp + off + at::gpr(n)], Rq(h));
         }
     }
@@ -80,7 +80,7 @@ fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
 #[allow(clippy::useless_conversion)] // inside the assembler's macro
 fn load(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
     for n in GPRS {
-        if let Some(h) = pinned(n).filter(|h| which(*h)) {
+        if let Some(h) = canonical(n).filter(|h| which(*h)) {
             dynasm!(a; .arch x64; mov Rq(h), [rsp + off + at::gpr(n)]);
         }
     }

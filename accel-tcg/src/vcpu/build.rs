@@ -83,12 +83,13 @@ impl SoftVcpu {
         }
     }
 
-    /// The IR of the block at a place, with the marks on its bytes made.
+    /// The IR of the block at a place, with the marks on its bytes made. The place is given by its address in this
+    /// process, its page, its linear address and RIP there.
     pub(super) fn build(
         &mut self,
         host: usize,
         page: ExecPage,
-        linear: u64,
+        (linear, rip): (u64, u64),
         max: usize,
     ) -> Result<Made, Refused> {
         let cpu = &mut *self.cpu;
@@ -108,7 +109,7 @@ impl SoftVcpu {
             // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
             *b = unsafe { page.host.add(within + i).read_volatile() };
         }
-        let (rip, mode) = (cpu.env.rip, cpu.env.mode_key);
+        let mode = cpu.env.mode_key;
         let mut second_page = None;
         let mut beyond = [0; 15];
         let next = (linear & !0xfff).wrapping_add(0x1000);

@@ -186,7 +186,7 @@ impl SoftVcpu {
             self.forget(cache);
         }
         self.cpu.t0.counts.built += 1;
-        let made = self.build(host, page, linear, max)?;
+        let made = self.build(host, page, (linear, self.cpu.env.rip), max)?;
         let code = lower(&made.block, cache.arena.as_mut(), id, made.second);
         let code = cache.add(host, id, code, &made.sources);
         self.catch_up(cache);

@@ -63,7 +63,7 @@ impl SoftVcpu {
             jit.enter(&mut self.cpu, entry);
             let exit = self.cpu.env.jit.exit as u32;
             let code = exit & 7;
-            if (code <= leave::LINK_FAR || code == leave::BUDGET) && jit.options.counted {
+            if (code <= leave::LINK_FAR || code >= leave::BUDGET) && jit.options.counted {
                 self.cpu.env.icount = limit.wrapping_sub(self.cpu.env.jit.budget as u64);
             }
             if code == leave::BUDGET && self.cpu.env.icount == before {
@@ -74,13 +74,12 @@ impl SoftVcpu {
                 leave::LOOKUP => {}
                 leave::LINK | leave::LINK_FAR => from = Some((exit & !7, code == leave::LINK_FAR)),
                 leave::BAIL => {
-                    let Some((n, insn)) = jit.settle(&mut self.cpu) else {
+                    let Some(counted) = jit.settle(&mut self.cpu) else {
                         return Some(self.broken("translated code was left at an unknown place"));
                     };
                     if jit.options.counted {
                         let left = self.cpu.env.jit.budget as u64;
-                        self.cpu.env.icount =
-                            limit.wrapping_sub(left).wrapping_sub(u64::from(n)).wrapping_add(insn.into());
+                        self.cpu.env.icount = limit.wrapping_sub(left).wrapping_sub(counted.into());
                     }
                     if self.cpu.jit.panic.is_some() {
                         return Some(self.broken(""));
@@ -94,6 +93,12 @@ impl SoftVcpu {
                     let exit = self.left();
                     if exit.is_some() || !self.cpu.undisturbed() {
                         return exit;
+                    }
+                }
+                leave::HOT => {
+                    self.hot(cache);
+                    if !self.cpu.undisturbed() {
+                        return None;
                     }
                 }
                 leave::POLL if self.cpu.undisturbed() => {}
@@ -204,6 +209,30 @@ impl SoftVcpu {
         Ok(Some(id))
     }
 
+    /// Looks at the target of a jump back, of which many were counted: if it is the head of a loop, this is translated
+    /// again as a whole. RIP is there.
+    #[cold]
+    fn hot(&mut self, cache: &mut Cache) {
+        self.cpu.env.jit.hot = self.jumps_back;
+        let linear = self.cpu.env.linear_rip();
+        let (rip, mode) = (self.cpu.env.rip, self.cpu.env.mode_key);
+        let Ok(page) = self.cpu.translate_exec(linear) else { return };
+        if page.host.is_null() || rip != linear || self.longest < 64 || self.cpu.jit.log.each_block() {
+            return;
+        }
+        let host = page.host as usize + (linear & 0xfff) as usize;
+        let Some(jit) = &mut self.jit else { return };
+        if jit.generation != cache.generation || jit.full() || !jit.heat(host, rip, mode) {
+            return;
+        }
+        let start = Instant::now();
+        let Some((parts, sources)) = self.loop_at(page, rip) else { return };
+        let Some(jit) = &mut self.jit else { return };
+        jit.add_region(&parts, mode, &sources, cache.arena.as_mut(), &mut self.cpu);
+        jit.counts.time += start.elapsed();
+        self.catch_up(cache);
+    }
+
     #[cold]
     #[inline(never)]
     pub(super) fn translate(
@@ -221,7 +250,7 @@ impl SoftVcpu {
             }
         }
         let start = Instant::now();
-        let made = self.build(host, page, linear, self.longest)?;
+        let made = self.build(host, page, (linear, self.cpu.env.rip), self.longest)?;
         let mode = self.cpu.env.mode_key;
         let jit = self.jit.as_mut().ok_or(Refused::Device)?;
         let second = made.second.map(|s| s as usize);

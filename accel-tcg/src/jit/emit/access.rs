@@ -2,7 +2,7 @@
 
 use super::super::asm::{Mem, Reg, Rm, alu, reg, sh};
 use super::super::stubs::Stub;
-use super::{CHECKED, Emit, Hold, Parts, Temp, To, at, pinned};
+use super::{CHECKED, Emit, Hold, Parts, Temp, To, at};
 use crate::ir::{Attr, Cond, Op, Ref, Ty};
 use crate::mmu::tlb::Entry;
 use crate::mode::key;
@@ -45,7 +45,7 @@ impl Emit<'_> {
         }
         // LEA: the offset alone, by the type's rules.
         self.before_write(o.dst, index, 0);
-        match o.dst.as_gpr().and_then(pinned) {
+        match o.dst.as_gpr().and_then(|n| self.pin(n)) {
             Some(d) if o.ty != Ty::I16 && o.ty != Ty::I8 => self.address_into(d, p, o.ty),
             _ => {
                 let s = self.scratch();
@@ -145,7 +145,7 @@ impl Emit<'_> {
     /// A part of an address in a register: its own, or `d`.
     fn address_reg(&mut self, r: Ref, d: Reg) -> Reg {
         if let Some(n) = r.as_gpr() {
-            return match pinned(n) {
+            return match self.pin(n) {
                 Some(h) => h,
                 None => {
                     self.out.hot.mov_r_rm(Ty::I64, d, Rm::Mem(Mem::env(at::gpr(n))));
@@ -253,7 +253,7 @@ impl Emit<'_> {
             }
             return;
         }
-        match o.dst.as_gpr().and_then(pinned) {
+        match o.dst.as_gpr().and_then(|n| self.pin(n)) {
             Some(d) => self.out.hot.mov_r_rm(o.ty, d, Rm::Mem(CHECKED)),
             None => {
                 self.out.hot.movzx(reg::R9, o.ty, Rm::Mem(CHECKED));
@@ -271,7 +271,7 @@ impl Emit<'_> {
         }
         self.settle(o.b, o.ty);
         self.check(o.a, o.ty.bytes(), true, o.attr);
-        match o.b.as_gpr().and_then(pinned) {
+        match o.b.as_gpr().and_then(|n| self.pin(n)) {
             Some(s) => self.out.hot.mov_rm_r(o.ty, Rm::Mem(CHECKED), s),
             None => {
                 let m = self.collapse();

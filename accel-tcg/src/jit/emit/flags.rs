@@ -6,7 +6,7 @@
 
 use super::super::asm::{Mem, Reg, Rm, alu, reg};
 use super::super::stubs::Stub;
-use super::{Emit, To, at, pinned};
+use super::{Emit, To, at};
 use crate::interp::flags::{kind, over};
 use crate::ir::op::flag;
 use crate::ir::{Cond, Ref, Ty};
@@ -96,12 +96,27 @@ impl Emit<'_> {
         self.fl = Fl::Known { kind, ty, a, b, stored: true };
     }
 
+    /// A register that the note refers to is about to change: its value goes where the environment has the operand.
+    /// The host's flags stay.
+    pub(super) fn shelter(&mut self, n: u8) {
+        let Fl::Known { kind, ty, a, b, stored: false } = self.fl else { return };
+        let mut sheltered = [a, b];
+        for (loc, to) in sheltered.iter_mut().zip([at::CC_A, at::CC_B]) {
+            if *loc == Loc::Gpr(n) {
+                self.store_loc(*loc, to);
+                *loc = Loc::Env;
+            }
+        }
+        let [a, b] = sheltered;
+        self.fl = Fl::Known { kind, ty, a, b, stored: false };
+    }
+
     fn store_loc(&mut self, loc: Loc, to: i32) {
         match loc {
             Loc::Env => {}
             Loc::Imm(v) => self.out.hot.mov_m_i(Ty::I64, Mem::env(to), v),
             Loc::Gpr(n) => {
-                let s = match pinned(n) {
+                let s = match self.pin(n) {
                     Some(h) => h,
                     None => {
                         let s = self.scratch();
@@ -291,7 +306,7 @@ impl Emit<'_> {
 
     fn loc_rm(&mut self, loc: Loc, env: i32) -> Rm {
         match loc {
-            Loc::Gpr(n) => pinned(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg),
+            Loc::Gpr(n) => self.pin(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg),
             Loc::Env => Rm::Mem(Mem::env(env)),
             Loc::Imm(v) => {
                 let s = self.scratch();

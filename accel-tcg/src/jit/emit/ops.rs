@@ -2,7 +2,7 @@
 
 use super::super::asm::{Mem, Reg, Rm, alu, reg, sh};
 use super::flags::{Fl, Loc};
-use super::{CHECKED, Emit, Hold, SCRATCH, Temp, To, at, pinned};
+use super::{CHECKED, Emit, Hold, SCRATCH, Temp, To, at};
 use crate::interp::flags::kind;
 use crate::ir::op::flag;
 use crate::ir::{Cond, Op, Opcode, Ref, Ty};
@@ -71,7 +71,8 @@ impl Emit<'_> {
                     true
                 }
                 RmwAdc | RmwSbb => {
-                    let simple = self.imm(o.b, o.ty).is_some() || o.b.as_gpr().and_then(pinned).is_some();
+                    let simple =
+                        self.imm(o.b, o.ty).is_some() || o.b.as_gpr().and_then(|n| self.pin(n)).is_some();
                     self.tests(Cond::B, n) && simple
                 }
                 RmwBts | RmwBtr | RmwBtc => o.ty != Ty::I8,
@@ -183,8 +184,11 @@ impl Emit<'_> {
             Br => self.branch(o),
             Brnz => self.branch_nonzero(o),
             Jmp => {
-                self.materialize();
                 let t = self.b.const_value(o.a).unwrap_or(0);
+                if self.region.is_some() {
+                    return self.go(t);
+                }
+                self.materialize();
                 self.exit_to(t);
             }
             JmpInd => {
@@ -220,7 +224,7 @@ impl Emit<'_> {
             && let Some(v) = self.b.const_value(o.a)
         {
             let v = v & o.ty.mask();
-            match (pinned(n), o.ty) {
+            match (self.pin(n), o.ty) {
                 (Some(d), Ty::I32 | Ty::I64) => self.out.hot.mov_imm(d, v),
                 (None, Ty::I32 | Ty::I64) if v as i64 == i64::from(v as i32) => {
                     self.out.hot.mov_m_i(Ty::I64, Mem::env(at::gpr(n)), v as i32);
@@ -240,7 +244,7 @@ impl Emit<'_> {
             return self.put(o.dst, o.ty, s);
         }
         if let Some(n) = o.dst.as_gpr()
-            && let Some(d) = pinned(n)
+            && let Some(d) = self.pin(n)
         {
             let m = self.rm(o.a, o.ty);
             if m != Rm::Reg(d) || o.ty == Ty::I32 {
@@ -256,7 +260,7 @@ impl Emit<'_> {
         let from = o.from_ty();
         self.before_write(o.dst, index, 0);
         let m = self.rm(o.a, from);
-        let d = match o.dst.as_gpr().and_then(pinned) {
+        let d = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
             Some(d) if matches!(o.ty, Ty::I32 | Ty::I64) => d,
             _ => match m {
                 Rm::Mem(CHECKED) => {
@@ -272,7 +276,7 @@ impl Emit<'_> {
         } else {
             self.out.hot.movzx(d, from, m);
         }
-        if o.dst.as_gpr().and_then(pinned) != Some(d) {
+        if o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(d) {
             self.put(o.dst, o.ty, d);
         }
     }
@@ -284,7 +288,7 @@ impl Emit<'_> {
             return false;
         }
         let (Some(n), Some(m)) = (o.dst.as_gpr(), o.a.as_gpr()) else { return false };
-        let (Some(d), Some(s)) = (pinned(n), pinned(m)) else { return false };
+        let (Some(d), Some(s)) = (self.pin(n), self.pin(m)) else { return false };
         self.before_write(o.dst, index, 0);
         self.out.hot.lea(o.ty, d, Mem::base(s, v));
         true
@@ -304,7 +308,7 @@ impl Emit<'_> {
         }
         // In place where the destination is the first operand.
         let target = match o.dst.as_gpr() {
-            Some(n) if o.dst == o.a => match pinned(n) {
+            Some(n) if o.dst == o.a => match self.pin(n) {
                 Some(d) => Some(Rm::Reg(d)),
                 None if o.ty != Ty::I32 => Some(Rm::Mem(Mem::env(at::gpr(n)))),
                 None => None,
@@ -407,7 +411,7 @@ impl Emit<'_> {
         if o.a == o.b
             && let Some(n) = o.a.as_gpr()
         {
-            match pinned(n) {
+            match self.pin(n) {
                 Some(h) => self.out.hot.test_rm_r(o.ty, Rm::Reg(h), h),
                 None => self.out.hot.alu_rm_i(alu::CMP, o.ty, Rm::Mem(Mem::env(at::gpr(n))), 0),
             }
@@ -437,8 +441,8 @@ impl Emit<'_> {
             self.settle(o.b, o.ty);
         }
         self.test(Cond::B);
-        let in_place = o.dst == o.a && o.dst.as_gpr().and_then(pinned).is_some();
-        let s = match o.dst.as_gpr().and_then(pinned) {
+        let in_place = o.dst == o.a && o.dst.as_gpr().and_then(|n| self.pin(n)).is_some();
+        let s = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
             Some(d) if in_place => d,
             _ => self.copy(o.a, o.ty),
         };
@@ -482,7 +486,7 @@ impl Emit<'_> {
             _ => (4, 1),
         };
         let target = match o.dst.as_gpr() {
-            Some(n) if o.dst == o.a => match pinned(n) {
+            Some(n) if o.dst == o.a => match self.pin(n) {
                 Some(d) => Some(Rm::Reg(d)),
                 None if o.ty != Ty::I32 => Some(Rm::Mem(Mem::env(at::gpr(n)))),
                 None => None,
@@ -542,7 +546,7 @@ impl Emit<'_> {
     /// with an immediate.
     fn double_shift(&mut self, index: usize, o: &Op, op: u8) {
         self.before_write(o.dst, index, 0);
-        let (d, moved) = match o.dst.as_gpr().and_then(pinned) {
+        let (d, moved) = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
             Some(d) if o.dst == o.a => (d, false),
             _ => (self.copy(o.a, o.ty), true),
         };
@@ -573,7 +577,7 @@ impl Emit<'_> {
                 return self.put(o.dst, o.ty, s);
             }
             self.before_write(o.dst, index, if f { ALL } else { 0 });
-            let target = match o.dst.as_gpr().and_then(pinned) {
+            let target = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
                 Some(d) if o.dst == o.a => Some(d),
                 _ => None,
             };
@@ -603,7 +607,7 @@ impl Emit<'_> {
             self.before_write(o.dst, index, 0);
             let a = self.rm(o.a, o.ty);
             let n = self.reg(o.b, Ty::I8);
-            let d = match o.dst.as_gpr().and_then(pinned) {
+            let d = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
                 Some(d) => d,
                 None => match a {
                     Rm::Reg(r) if self.dies(r, o.a) => r,
@@ -617,7 +621,7 @@ impl Emit<'_> {
                 _ => 2,
             };
             self.out.hot.vex(pp, 2, 0xf7, o.ty, d, n, a);
-            if o.dst.as_gpr().and_then(pinned) != Some(d) {
+            if o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(d) {
                 if matches!(a, Rm::Mem(CHECKED)) {
                     self.hold = [Hold::Op, Hold::Free];
                 }
@@ -662,13 +666,13 @@ impl Emit<'_> {
         } else if self.options.bmi && matches!(o.ty, Ty::I32 | Ty::I64) {
             let a = self.reg(o.a, o.ty);
             let n = if op == sh::ROL { o.ty.bits() as u8 - n as u8 } else { n as u8 };
-            let d = match o.dst.as_gpr().and_then(pinned) {
+            let d = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
                 Some(d) => d,
                 None if self.dies(a, o.a) => a,
                 None => self.scratch(),
             };
             self.out.hot.rorx(o.ty, d, a, n);
-            if o.dst.as_gpr().and_then(pinned) != Some(d) {
+            if o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(d) {
                 self.put(o.dst, o.ty, d);
             }
             return;
@@ -705,7 +709,7 @@ impl Emit<'_> {
         if f {
             self.fl = Fl::Env { carry: None };
         }
-        let d = o.dst.as_gpr().and_then(pinned).filter(|_| o.ty != Ty::I16);
+        let d = o.dst.as_gpr().and_then(|n| self.pin(n)).filter(|_| o.ty != Ty::I16);
         // IMUL's flags are for signed products; the unsigned low half alone never has flags that anybody sees.
         let (result, s) = match (self.imm(o.b, o.ty), d) {
             (Some(v), d) => {
@@ -720,7 +724,7 @@ impl Emit<'_> {
                     _ => self.scratch(),
                 };
                 self.out.hot.imul_i(o.ty, d, m, v);
-                (d, o.dst.as_gpr().and_then(pinned) != Some(d) || o.ty == Ty::I16)
+                (d, o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(d) || o.ty == Ty::I16)
             }
             (None, Some(d)) if o.dst == o.a => {
                 let m = self.rm(o.b, o.ty);
@@ -779,7 +783,7 @@ impl Emit<'_> {
             return 4;
         }
         // MULX hi, lo, m.
-        let place = |r: Ref| r.as_gpr().and_then(pinned);
+        let place = |r: Ref| r.as_gpr().and_then(|n| self.pin(n));
         match (place(hi.dst), place(lo.dst)) {
             (Some(h), Some(l)) => self.out.hot.vex(3, 2, 0xf6, o.ty, h, l, m),
             _ => {
@@ -842,7 +846,7 @@ impl Emit<'_> {
             self.override_begin(flag::CF);
         }
         let in_place = o.dst == o.a;
-        let s = match o.a.as_gpr().and_then(pinned) {
+        let s = match o.a.as_gpr().and_then(|n| self.pin(n)) {
             Some(h) if !write || in_place => h,
             _ if write => self.copy(o.a, o.ty),
             _ => self.reg(o.a, o.ty),
@@ -860,7 +864,7 @@ impl Emit<'_> {
         } else {
             self.host = 0;
         }
-        if write && o.dst.as_gpr().and_then(pinned) != Some(s) {
+        if write && o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(s) {
             self.put(o.dst, o.ty, s);
         }
     }
@@ -880,7 +884,7 @@ impl Emit<'_> {
             self.override_begin(changed);
         }
         let m = self.rm_or_reg(o.a, o.ty);
-        let d = match (o.dst.as_gpr().and_then(pinned), m) {
+        let d = match (o.dst.as_gpr().and_then(|n| self.pin(n)), m) {
             (Some(d), _) => d,
             (None, Rm::Mem(CHECKED)) if !keeps => {
                 self.hold = [Hold::Op, Hold::Free];
@@ -894,7 +898,7 @@ impl Emit<'_> {
             _ => self.scratch(),
         };
         let m = if keeps && matches!(m, Rm::Mem(CHECKED)) && d == reg::R10 { Rm::Reg(reg::R9) } else { m };
-        if keeps && let Some(n) = o.dst.as_gpr().filter(|n| pinned(*n).is_none()) {
+        if keeps && let Some(n) = o.dst.as_gpr().filter(|n| self.pin(*n).is_none()) {
             self.out.hot.mov_r_rm(Ty::I64, d, Rm::Mem(Mem::env(at::gpr(n))));
         }
         let (prefix, op) = match o.op {
@@ -915,7 +919,7 @@ impl Emit<'_> {
             self.host = 0;
         }
         let mut a = Loc::Env;
-        if o.dst.as_gpr().and_then(pinned) != Some(d) {
+        if o.dst.as_gpr().and_then(|n| self.pin(n)) != Some(d) {
             if keeps && let Some(n) = o.dst.as_gpr() {
                 // The whole register: a source of zero leaves all of it.
                 self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::gpr(n))), d);
@@ -932,7 +936,7 @@ impl Emit<'_> {
 
     fn bmi(&mut self, index: usize, o: &Op) {
         self.before_write(o.dst, index, 0);
-        let pinned_dst = o.dst.as_gpr().and_then(pinned);
+        let pinned_dst = o.dst.as_gpr().and_then(|n| self.pin(n));
         let blend = |e: &mut Self, pp: u8, op: u8, v: Reg, m: Rm| {
             let d = match (pinned_dst, m) {
                 (Some(d), _) => d,
@@ -1014,7 +1018,7 @@ impl Emit<'_> {
         self.test(o.cond());
         match o.dst.as_gpr() {
             Some(n) => {
-                let m = pinned(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg);
+                let m = self.pin(n).map_or(Rm::Mem(Mem::env(at::gpr(n))), Rm::Reg);
                 self.out.hot.setcc(o.cond(), m);
             }
             None => {
@@ -1033,7 +1037,7 @@ impl Emit<'_> {
         self.test(o.cond());
         let ty = if o.ty == Ty::I8 { Ty::I32 } else { o.ty };
         if o.b == o.dst
-            && let Some(d) = o.dst.as_gpr().and_then(pinned)
+            && let Some(d) = o.dst.as_gpr().and_then(|n| self.pin(n))
             && o.ty != Ty::I8
         {
             let m = self.rm_or_reg(o.a, o.ty);
@@ -1077,7 +1081,8 @@ impl Emit<'_> {
         }
         self.check(o.a, o.ty.bytes(), true, o.attr);
         let imm = if value == Ref::NONE { None } else { self.imm(value, o.ty) };
-        let direct = value == Ref::NONE || imm.is_some() || value.as_gpr().and_then(pinned).is_some();
+        let direct =
+            value == Ref::NONE || imm.is_some() || value.as_gpr().and_then(|n| self.pin(n)).is_some();
         let bits = matches!(o.op, RmwBts | RmwBtr | RmwBtc);
         let aside = wants_old || step || matches!(o.op, RmwXchg | RmwAdc | RmwSbb) || bits && imm.is_none();
         let m = if direct && !aside { CHECKED } else { self.collapse() };
@@ -1220,7 +1225,7 @@ impl Emit<'_> {
         self.check(o.a, o.ty.bytes(), true, o.attr);
         let m = self.collapse();
         let lock = o.attr.lock() && self.options.smp;
-        let s = match mov.dst.as_gpr().and_then(pinned) {
+        let s = match mov.dst.as_gpr().and_then(|n| self.pin(n)) {
             // A 32-bit exchange clears the upper half, as the guest's does.
             Some(d) => d,
             None => self.copy(o.b, o.ty),
@@ -1234,7 +1239,7 @@ impl Emit<'_> {
             self.out.hot.map1_sized(o.ty, 0xc0, s, Rm::Mem(m));
             self.host = 0;
         }
-        if mov.dst.as_gpr().and_then(pinned).is_none() {
+        if mov.dst.as_gpr().and_then(|n| self.pin(n)).is_none() {
             self.put(mov.dst, o.ty, s);
         }
         if o.op == Opcode::RmwAdd && f {
@@ -1246,7 +1251,7 @@ impl Emit<'_> {
     fn cmpxchg(&mut self, index: usize, o: &Op) {
         self.before_write(Ref::gpr(0), index, ALL);
         self.check(o.a, o.ty.bytes(), true, o.attr);
-        let (m, s) = match o.c.as_gpr().and_then(pinned) {
+        let (m, s) = match o.c.as_gpr().and_then(|n| self.pin(n)) {
             Some(s) => (CHECKED, s),
             None => {
                 let m = self.collapse();
@@ -1265,10 +1270,14 @@ impl Emit<'_> {
 
     fn branch(&mut self, o: &Op) {
         self.forget_temps();
-        self.materialize();
-        self.test(o.cond());
         let taken = self.b.const_value(o.a).unwrap_or(0);
         let other = self.b.const_value(o.b).unwrap_or(0);
+        if self.region.is_some() {
+            self.test(o.cond());
+            return self.fork(o.cond(), taken, other);
+        }
+        self.materialize();
+        self.test(o.cond());
         let c = Cond::ALL[(o.cond() as usize) ^ 1];
         let j = self.out.hot.jcc(c);
         self.exit_to(taken);
@@ -1284,11 +1293,15 @@ impl Emit<'_> {
             Rm::Reg(s) => self.out.hot.test_rm_r(o.ty, m, s),
             m => self.out.hot.alu_rm_i(alu::CMP, o.ty, m, 0),
         }
-        // The stores of the record leave the host's flags alone.
+        self.host = 0;
         self.forget_temps();
-        self.materialize();
         let taken = self.b.const_value(o.a).unwrap_or(0);
         let other = self.b.const_value(o.b).unwrap_or(0);
+        if self.region.is_some() {
+            return self.fork(Cond::Nz, taken, other);
+        }
+        // The stores of the record leave the host's flags alone.
+        self.materialize();
         let j = self.out.hot.jcc(Cond::Z);
         self.exit_to(taken);
         let here = self.out.hot.len() as u32;

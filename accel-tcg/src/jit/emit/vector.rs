@@ -5,7 +5,7 @@
 
 use super::super::asm::{Mem, Rm, alu, reg};
 use super::super::stubs::Stub;
-use super::{CHECKED, Emit, Hold, To, at, pinned};
+use super::{CHECKED, Emit, Hold, To, at};
 use crate::frontend::effects::{Features, Unit};
 use crate::interp::thunk::{self, Shape};
 use crate::ir::op::flag;
@@ -48,6 +48,11 @@ impl Emit<'_> {
         self.rename(o).is_some()
     }
 
+    /// General registers that an opaque instruction uses, beside those of its address, as a set.
+    pub(super) fn opaque_registers(&self, o: &Op) -> u32 {
+        self.rename(o).map_or(0, |r| u32::from(r.shape.reads | r.shape.writes))
+    }
+
     fn rename(&self, o: &Op) -> Option<Ready> {
         let b = self.b;
         if b.key & key::FPX != 0 {
@@ -72,9 +77,9 @@ impl Emit<'_> {
         if way != Way::Renamed {
             return Some(Ready { bytes: Vec::new(), shape, way, spare: None });
         }
-        let host = |n: u8| pinned(n).unwrap_or(reg::R10);
+        let host = |n: u8| self.pin(n).unwrap_or(reg::R10);
         let p = thunk::rename(bytes, &i, b.key, &host)?;
-        let spare = p.reg.or(p.rm).filter(|n| pinned(*n).is_none());
+        let spare = p.reg.or(p.rm).filter(|n| self.pin(*n).is_none());
         Some(Ready { bytes: p.bytes, shape, way, spare })
     }
 
