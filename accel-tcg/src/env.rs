@@ -141,6 +141,10 @@ pub struct JitEnv {
     pub cpuid: [Answer; CPUID_ANSWERS],
     /// Bytes of an access that no single host address has.
     pub bounce: [u64; 8],
+    /// What the numbers of slots are added to.
+    pub slots: u64,
+    /// How many times PAUSE does not yield.
+    pub pauses: u32,
 }
 
 /// How many answers of CPUID are kept.

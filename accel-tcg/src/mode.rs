@@ -48,6 +48,8 @@ pub mod key {
     pub const OSXMMEXCPT: u32 = 1 << 19;
     /// EFER.LMA.
     pub const LMA: u32 = 1 << 20;
+    /// All bits that a key can have.
+    pub const ALL: u32 = (1 << 24) - 1;
     /// What depends on no segment and no flag, in long mode.
     pub(super) const OF_SYSTEM: u32 = EM | TS | MP | SSE | AVX | FPX | OSXSAVE | FSGSBASE | OSXMMEXCPT | LMA;
 }

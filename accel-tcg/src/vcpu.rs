@@ -106,6 +106,7 @@ impl SoftVcpu {
         vcpu.cpu.jit.counted = counted;
         vcpu.jumps_back = jumps_back;
         vcpu.cpu.env.jit.hot = jumps_back;
+        vcpu.cpu.env.jit.slots = jit.slots();
         vcpu.cpu.jit.chaos = Chaos::new(chaos);
         jit.options.chaos = Chaos::new(chaos);
         vcpu.jit = Some(Box::new(jit));

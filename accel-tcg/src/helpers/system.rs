@@ -417,8 +417,12 @@ pub fn hlt(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
     cpu.env.halted = true;
     Ok(Flow::Halt)
 }
+/// How many times PAUSE does not yield, where translated code runs freely.
+const PAUSES: u32 = 31;
+
 /// PAUSE.
-pub fn pause(_: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+pub fn pause(cpu: &mut Cpu, _: &HelperArgs) -> Exec<Flow> {
+    cpu.env.jit.pauses = PAUSES;
     Ok(Flow::Yield)
 }
 /// MONITOR and MWAIT are hidden.

@@ -96,6 +96,11 @@ impl Arena {
         self.rx as u64 + at as u64
     }
 
+    /// The address that offsets are added to for writing.
+    pub fn writable(&self) -> u64 {
+        self.rw as u64
+    }
+
     /// The offset of an executable address.
     pub fn offset(&self, address: u64) -> usize {
         (address - self.rx as u64) as usize

@@ -156,6 +156,11 @@ impl Jit {
         })
     }
 
+    /// Where slots are written, for translated code: to be added to a slot's number.
+    pub fn slots(&self) -> u64 {
+        self.arena.writable()
+    }
+
     /// From now on, code is named in a map for `perf`.
     pub fn name_code(&mut self, map: Option<Arc<PerfMap>>) {
         if let Some(map) = &map {
@@ -323,6 +328,12 @@ impl Jit {
     /// Lets the slot of an exit lead to a block from now on; `epoch` for a slot that is guarded.
     pub fn link(&mut self, slot: u32, epoch: Option<u64>, id: u32) {
         let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return };
+        if let Some(e) = epoch
+            && self.arena.slot(slot as usize) == b.entry
+        {
+            // Known, but from another address space.
+            return self.arena.set_slot(slot as usize + 8, e);
+        }
         self.arena.set_slot(slot as usize, b.entry);
         if let Some(e) = epoch {
             self.arena.set_slot(slot as usize + 8, e);
@@ -385,7 +396,7 @@ impl Jit {
         }
         let j = &mut home.jumps()[Home::jump_index(b.rip)];
         if j.code == b.entry {
-            j.tag = 0;
+            j.forget();
         }
     }
 
@@ -396,6 +407,7 @@ impl Jit {
         }
         if slot & 1 != 0 {
             self.arena.set_slot(at + 8, u64::MAX);
+            self.arena.set_slot(at, 0);
         } else {
             self.arena.set_slot(at, self.arena.slot(at + 8));
         }

@@ -71,6 +71,8 @@ pub(super) mod at {
     pub const fn lent(n: usize) -> i32 {
         (JIT + offset_of!(JitEnv, lent) + n * 8) as i32
     }
+    pub const PAUSES: i32 = (JIT + offset_of!(JitEnv, pauses)) as i32;
+    pub const SLOTS: i32 = (JIT + offset_of!(JitEnv, slots)) as i32;
     pub const LIVE: i32 = (JIT + offset_of!(JitEnv, live)) as i32;
     pub const TSC_MULT: i32 = (JIT + offset_of!(JitEnv, tsc_mult)) as i32;
     pub const TSC_ADD: i32 = (JIT + offset_of!(JitEnv, tsc_add)) as i32;

@@ -12,7 +12,7 @@ const GUARD: usize = 64 << 10;
 const STACK: usize = 256 << 10;
 
 /// Entries of the indirect-jump cache.
-pub(super) const JUMPS: usize = 4096;
+pub(super) const JUMPS: usize = 1 << 14;
 
 /// From a linear address to translated code.
 #[derive(Clone, Copy)]
@@ -23,11 +23,36 @@ pub(crate) struct Jump {
     pub tag: u64,
     /// Host address.
     pub code: u64,
-    /// The block's number.
-    pub id: u32,
+    /// The block's number, and above it the host's page that its bytes are in, 0 if they are in two.
+    place: u64,
 }
 
 const _: () = assert!(size_of::<Jump>() == 32);
+/// Bits of a block's number.
+const NUMBER: u32 = 28;
+
+impl Jump {
+    /// To a block whose bytes are at `host`; `None` if they are in two pages.
+    pub fn new(rip: u64, tag: u64, code: u64, id: u32, host: Option<usize>) -> Jump {
+        let page = host.map_or(0, |h| h as u64 >> 12);
+        Jump { rip, tag, code, place: page << NUMBER | u64::from(id) }
+    }
+
+    /// The block's number.
+    pub fn id(&self) -> u32 {
+        (self.place & ((1 << NUMBER) - 1)) as u32
+    }
+
+    /// Whether the block's bytes are in this page of the host and no other.
+    pub fn is_in(&self, page: *const u8) -> bool {
+        !page.is_null() && page as u64 >> 12 == self.place >> NUMBER
+    }
+
+    /// Makes it lead nowhere.
+    pub fn forget(&mut self) {
+        (self.tag, self.place) = (0, 0);
+    }
+}
 
 #[repr(C, align(4096))]
 struct Layouted {
@@ -79,7 +104,7 @@ impl Home {
     /// Empties the jump cache.
     pub fn forget_jumps(&mut self) {
         // No tag is zero, since epochs are counted from one.
-        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0, id: 0 });
+        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0, place: 0 });
     }
 
     /// Where a RIP's entry is.

@@ -14,7 +14,7 @@ use crate::mmu::View;
 use crate::mode::key;
 use crate::show::Items;
 use anura_x86::Shadow;
-use anura_x86::regs::{dr7, rflags};
+use anura_x86::regs::{dr7, rflags, vector};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::Ordering;
@@ -39,6 +39,8 @@ pub struct Shared {
     pub(crate) delivered: u64,
     /// The local APIC may have something.
     pub(crate) attention: bool,
+    /// The page fault that the access had for which code was left just now.
+    pub(crate) fault: Option<Fault>,
     /// A routine panicked.
     pub(crate) panic: Option<String>,
 }
@@ -88,6 +90,11 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
         Ok(Some(p)) if cpu.mmu.exec_epoch == cpu.t0.epoch => {
             cpu.publish_tlb();
             p
+        }
+        // Vectors may have to be aligned, and so may everything where alignment is checked; that fault comes first.
+        Err(f) if f.vector == vector::PF && len <= 8 && cpu.env.mode_key & key::AC == 0 => {
+            cpu.jit.fault = Some(f);
+            ptr::null_mut()
         }
         _ => ptr::null_mut(),
     }

@@ -33,6 +33,8 @@ pub(super) enum Stub {
     LoadX87,
     /// Called: brings CF, ZF, SF and OF from their record into the host's flags.
     Flags,
+    /// On with RIP in r9 after a slot whose epoch is not the present one; r10 is its number with the exit code.
+    Far,
     /// Called: CPUID; r10 is the helper's constants.
     Cpuid,
 }
@@ -40,7 +42,7 @@ pub(super) enum Stub {
 /// Where they are, as offsets in the arena.
 pub(super) struct Stubs {
     pub enter: usize,
-    offsets: [u32; 10],
+    offsets: [u32; 11],
 }
 
 impl Stubs {
@@ -51,7 +53,7 @@ impl Stubs {
     /// Where each begins, in order, with its name.
     pub fn names(&self) -> Vec<(usize, String)> {
         use Stub::*;
-        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Cpuid];
+        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Far, Cpuid];
         let stubs = all.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
         let mut names: Vec<_> = stubs.chain([(self.enter, "enter".into())]).collect();
         names.sort();
@@ -180,6 +182,25 @@ fn carry(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
     );
 }
 
+/// The jump cache's entry for RIP in r9: r10 is its displacement, and ZF says whether it is the right one. r11 is lost.
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
+fn look_up(a: &mut A) {
+    dynasm!(a; .arch x64
+        ; mov r10, r9
+        ; shr r10, 12
+        ; xor r10d, r9d
+        ; and r10d, JUMPS as i32 - 1
+        ; shl r10d, 5
+        ; cmp r9, [rsp + r10 + JUMPS_AT]
+        ; jne >other
+        ; mov r11, r9
+        ; shr r11, 63
+        ; mov r11, [rsp + r11 * 8 + at::TAG]
+        ; cmp r11, [rsp + r10 + JUMPS_AT + 8]
+        ; other:
+    );
+}
+
 /// The flags from the record (see `interp::flags`): the kinds that are common here, the others by a call. All registers
 /// stay.
 #[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
@@ -287,7 +308,7 @@ fn flags(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
 pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
     let mut asm: A = VecAssembler::new(0);
     let a = &mut asm;
-    let mut offsets = [0u32; 10];
+    let mut offsets = [0u32; 11];
     let mut mark = |a: &mut A, s: Stub| {
         dynasm!(a; .arch x64; .align 16);
         offsets[s as usize] = a.offset().0 as u32;
@@ -441,22 +462,35 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         ; ret
     );
 
+    // The jump cache knows where RIP leads in the present address space. If the slot leads there too, it is good again.
+    mark(a, Stub::Far);
+    dynasm!(a; .arch x64; mov [rsp + at::EXIT], r10);
+    look_up(a);
+    dynasm!(a; .arch x64
+        ; jne >unknown
+        ; mov r11, [rsp + r10 + JUMPS_AT + 16]
+        ; mov r10, [rsp + at::EXIT]
+        ; and r10, -8
+        ; add r10, [rsp + at::SLOTS]
+        ; cmp r11, [r10]
+        ; jne >unknown
+        ; shr r9, 63
+        ; mov r9, [rsp + r9 * 8 + at::EPOCH]
+        ; mov [r10 + 8], r9
+        ; mov r10, r11
+        ; mov r11, [rsp + at::TLB]
+        ; jmp r10
+        ; unknown:
+        ; mov r10, [rsp + at::EXIT]
+        ; jmp ->exit
+    );
+
     // On to the block at RIP, if the jump cache has it; the guest's registers are in the environment.
     dynasm!(a; .arch x64; .align 16; ->chain:);
     load(a, 0, |_| true);
+    dynasm!(a; .arch x64; mov r9, [rsp + at::RIP]);
+    look_up(a);
     dynasm!(a; .arch x64
-        ; mov r9, [rsp + at::RIP]
-        ; mov r10, r9
-        ; shr r10, 12
-        ; xor r10d, r9d
-        ; and r10d, JUMPS as i32 - 1
-        ; shl r10d, 5
-        ; cmp r9, [rsp + r10 + JUMPS_AT]
-        ; jne >unknown
-        ; mov r11, r9
-        ; shr r11, 63
-        ; mov r11, [rsp + r11 * 8 + at::TAG]
-        ; cmp r11, [rsp + r10 + JUMPS_AT + 8]
         ; jne >unknown
         ; mov r11, [rsp + at::TLB]
         ; jmp QWORD [rsp + r10 + JUMPS_AT + 16]

@@ -5,7 +5,7 @@ use super::build::Refused;
 use crate::cache::Cache;
 use crate::env::Fault;
 use crate::interp::t0::Exit;
-use crate::jit::{Home, code as leave};
+use crate::jit::{Home, Jump, code as leave};
 use crate::mmu::ExecPage;
 use crate::mode::key;
 use crate::show;
@@ -29,32 +29,31 @@ impl SoftVcpu {
             }
             let epoch = self.cpu.t0.epoch;
             let flushes = self.jit.as_ref()?.counts.flushes;
-            let id = match self.find(cache) {
-                Ok(Some(id)) => id,
+            let (id, entry) = match self.find(cache) {
+                Ok(Some(found)) => found,
                 // Memory that is neither RAM nor ROM.
                 Ok(None) => return self.one(cache, true),
                 Err(e) => return self.refused(e),
             };
             let jit = self.jit.as_mut()?;
             jit.counts.entries += 1;
-            let block = jit.block(id)?;
-            let (entry, rip, crosses) = (block.entry, block.rip, block.second.is_some());
             let log = self.cpu.jit.log;
             if log.each_block() {
                 from = None;
-                let room = !jit.options.counted || limit - self.cpu.env.icount >= block.n.into();
+                let n = jit.block(id)?.n;
+                let room = !jit.options.counted || limit - self.cpu.env.icount >= n.into();
                 if room {
-                    show::entered(log, &self.cpu, (id, entry, block.n));
+                    show::entered(log, &self.cpu, (id, entry, n));
                 }
             }
             // A link inside of a page is good for as long as the page's bytes are; one that leaves it, or leads to a
             // block of two pages, for as long as the mapping is.
             if let Some((slot, far)) = from.take()
-                && (far || !crosses)
                 && epoch == self.cpu.t0.epoch
                 && flushes == jit.counts.flushes
+                && (far || jit.block(id)?.second.is_none())
             {
-                let epochs = self.cpu.env.jit.epoch;
+                let (epochs, rip) = (self.cpu.env.jit.epoch, self.cpu.env.rip);
                 jit.link(slot, far.then_some(epochs[(rip >> 63) as usize]), id);
             }
             let env = &mut self.cpu.env;
@@ -84,7 +83,14 @@ impl SoftVcpu {
                     if self.cpu.jit.panic.is_some() {
                         return Some(self.broken(""));
                     }
-                    return self.one(cache, true);
+                    // A page fault is known to be the instruction's first. What else there may be is the
+                    // interpreter's business.
+                    let Some(f) = self.cpu.jit.fault.take() else { return self.one(cache, true) };
+                    self.cpu.t0.counts.faults += 1;
+                    let exit = self.fault(f);
+                    if exit.is_some() || !self.cpu.undisturbed() {
+                        return exit;
+                    }
                 }
                 leave::LEFT => {
                     if self.cpu.jit.panic.is_some() {
@@ -148,8 +154,8 @@ impl SoftVcpu {
         VcpuExit::Failed(InternalError { what: format!("engine failure: {what}"), rip: self.cpu.env.rip })
     }
 
-    /// The translated block at RIP, made if there is none; `None` where there is no RAM or ROM.
-    pub(super) fn find(&mut self, cache: &mut Cache) -> Result<Option<u32>, Refused> {
+    /// The translated block at RIP, its number and its code, made if there is none; `None` where there is no RAM or ROM.
+    pub(super) fn find(&mut self, cache: &mut Cache) -> Result<Option<(u32, u64)>, Refused> {
         let cpu = &mut *self.cpu;
         let rip = cpu.env.rip;
         let mode = cpu.env.mode_key;
@@ -159,7 +165,7 @@ impl SoftVcpu {
         let cpu = &mut *self.cpu;
         if known.rip == rip && known.tag == tag {
             cpu.announce();
-            return Ok(Some(known.id));
+            return Ok(Some((known.id(), known.code)));
         }
         let flat = mode & (key::L64 | key::CS_FLAT) != 0;
         let mut limit = u64::MAX;
@@ -174,6 +180,13 @@ impl SoftVcpu {
         cpu.t0.epoch = cpu.mmu.exec_epoch;
         if page.host.is_null() {
             return Ok(None);
+        }
+        if known.rip == rip && (known.tag ^ tag) as u32 & key::ALL == 0 && known.is_in(page.host) {
+            // The same code in another address space.
+            cpu.announce();
+            let tag = cpu.env.jit.tag[(rip >> 63) as usize];
+            self.cpu.jumps()[Home::jump_index(rip)].tag = tag;
+            return Ok(Some((known.id(), known.code)));
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
         let jit = self.jit.as_mut().ok_or(Refused::Device)?;
@@ -199,14 +212,13 @@ impl SoftVcpu {
         cpu.announce();
         let tag = cpu.env.jit.tag[(rip >> 63) as usize];
         let linked = !cpu.jit.log.each_block();
-        if flat
-            && linked
-            && let Some(b) = self.jit.as_ref().and_then(|j| j.block(id))
-        {
-            let code = b.entry;
-            cpu.jumps()[Home::jump_index(rip)] = crate::jit::Jump { rip, tag, code, id };
+        let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) else { return Err(Refused::Device) };
+        let code = b.entry;
+        if flat && linked {
+            let only = b.second.is_none().then_some(host);
+            cpu.jumps()[Home::jump_index(rip)] = Jump::new(rip, tag, code, id, only);
         }
-        Ok(Some(id))
+        Ok(Some((id, code)))
     }
 
     /// Looks at the target of a jump back, of which many were counted: if it is the head of a loop, this is translated

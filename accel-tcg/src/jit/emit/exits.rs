@@ -61,7 +61,7 @@ impl Emit<'_> {
         let imm = self.out.cold.len() - 4;
         self.fix_cold(imm, To::SlotNumber(slot, if far { code::LINK_FAR } else { code::LINK }));
         let j = self.out.cold.jmp();
-        self.fix_cold(j, To::Stub(Stub::Exit));
+        self.fix_cold(j, To::Stub(if far { Stub::Far } else { Stub::Exit }));
     }
 
     /// Leaves to the RIP in r9.

@@ -30,6 +30,7 @@ pub(super) fn keeps_flags(help: Help) -> bool {
             | Rdtscp
             | Rdpid
             | Cpuid
+            | Pause
             | In
             | Out
             | MovFromCr
@@ -55,6 +56,7 @@ impl Emit<'_> {
         match help {
             Help::Rdtsc | Help::Rdtscp if !self.options.counted => self.read_counter(o, help == Help::Rdtscp),
             Help::Cpuid => self.identify(o),
+            Help::Pause if !self.options.counted => self.pause(o),
             Help::Swapgs if ring0 && k & key::L64 != 0 => self.swap_gs(),
             Help::Cld => self.direction(false),
             Help::Std => self.direction(true),
@@ -79,7 +81,8 @@ impl Emit<'_> {
         }
     }
 
-    /// A call of the helper from the cold part; where it begins. It goes on at `back`, to be set by [`Self::back`].
+    /// A call of the helper from the cold part; where it begins.
+    /// The jump behind it is to be led back.
     fn call_cold(&mut self, helper: *const Helper) -> (u32, usize) {
         let at = self.out.cold.len() as u32;
         self.out.cold.mov_imm(reg::R10, helper as u64);
@@ -134,6 +137,22 @@ impl Emit<'_> {
         let c = self.out.hot.call();
         self.fix_hot(c, To::Stub(Stub::Cpuid));
         self.called_helper(Help::Cpuid);
+    }
+
+    /// PAUSE: the host's own most of the time, so that who waits for another processor sees it soon; and now and then
+    /// a turn for others, since that processor may wait for this one's place.
+    fn pause(&mut self, o: &Op) {
+        self.forget_temps();
+        self.materialize();
+        let helper = self.constants(o, 0);
+        let (cold, jump) = self.call_cold(helper);
+        self.out.hot.alu_rm_i(alu::SUB, Ty::I32, Rm::Mem(Mem::env(at::PAUSES)), 1);
+        let j = self.out.hot.jcc(Cond::B);
+        self.fix_hot(j, To::Cold(cold));
+        self.out.hot.bytes.extend_from_slice(&[0xf3, 0x90]);
+        let back = self.out.hot.len() as u32;
+        self.fix_cold(jump, To::Hot(back));
+        self.called_helper(Help::Pause);
     }
 
     fn swap_gs(&mut self) {
