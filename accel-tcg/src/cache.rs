@@ -11,9 +11,9 @@ use crate::env::Cpu;
 use crate::interp::stale;
 use crate::interp::t0::{Code, State, T0};
 use crate::interp::thunk::Arena;
-use anura_memory::{CodeListener, RamBlock};
+use anura_memory::{CodeListener, RamBlock, granule_mask};
 use anura_vmcore::CpuSignal;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -50,25 +50,48 @@ impl std::hash::Hasher for AddressHasher {
 
 type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 
-/// Which processors have translations from which pages. Marks on a page are taken off by who is alone with it.
+/// Which processors have translations from which pages, and which of them know that a page has some.
+///
+/// A processor that translates marks the page, from when on others learn with the next fill of their TLBs that stores
+/// there are to be told; until each of them has looked at what it was told, it may store there unseen.
 #[derive(Default)]
 pub struct CodePages {
     owners: Mutex<HashMap<usize, u64, Hasher>>,
+    processors: RwLock<Vec<Weak<Presence>>>,
 }
 
+/// The owners' bit that all processors from the 64th on share.
+const MANY: u64 = 1 << 63;
+
 impl CodePages {
-    /// A processor is about to translate code of a page: from now on its marks stay.
-    pub(crate) fn own(&self, page: usize, owner: u64) {
-        *self.owners.lock().entry(page).or_default() |= owner;
+    /// The bit of a processor among the owners of pages.
+    pub(crate) fn owner(id: u32) -> u64 {
+        1 << id.min(63)
     }
 
-    /// A processor has dropped translations of a page; `still`: it has others there. `refresh` puts its own marks in
+    /// Adds a processor, or several that take turns.
+    pub(crate) fn add_processor(&self, shared: &Shared) {
+        self.processors.write().push(Arc::downgrade(&shared.presence));
+    }
+
+    /// A processor is about to translate code of a page: `mark` makes its marks, which stay from now on. When this
+    /// returns, all processors have been told that the page is code.
+    pub(crate) fn own(&self, page: usize, owner: u64, mark: impl FnOnce()) {
+        let mut owners = self.owners.lock();
+        *owners.entry(page).or_default() |= owner;
+        mark();
+    }
+
+    /// A processor has dropped translations of a page; `still`: it has others there. `reduce` puts its own marks in
     /// place of all others, and is called if nobody else has translations there.
-    pub(crate) fn settle(&self, page: usize, owner: u64, still: bool, refresh: impl FnOnce()) {
+    pub(crate) fn settle(&self, page: usize, owner: u64, still: bool, reduce: impl FnOnce()) {
         let mut owners = self.owners.lock();
         let Some(mask) = owners.get_mut(&page) else { return };
+        if *mask & MANY != 0 {
+            return;
+        }
         if *mask & !owner == 0 {
-            refresh();
+            reduce();
         }
         if !still {
             *mask &= !owner;
@@ -77,13 +100,47 @@ impl CodePages {
             }
         }
     }
+
+    /// Whether all other processors have taken over which pages are code: what they stored unseen until then is to be
+    /// seen in memory now, and no such store comes any more.
+    pub(crate) fn all_know(&self, me: &Presence) -> bool {
+        let all = self.processors.read();
+        all.iter().filter_map(Weak::upgrade).all(|p| std::ptr::eq(&*p, me) || p.knows())
+    }
 }
 
-/// A page that has translations.
-struct Page {
-    codes: Vec<*const Code>,
-    ram: Arc<RamBlock>,
-    offset: u64,
+/// What the processors of a machine know of each other. Those of one cache take turns and are one here.
+#[derive(Default)]
+pub(crate) struct Presence {
+    /// One of them runs.
+    inside: AtomicBool,
+    /// Pages that they were told of.
+    told: AtomicUsize,
+    /// How many of those they have taken over.
+    taken: AtomicUsize,
+}
+
+impl Presence {
+    /// Nobody outside of a run stores anything unseen, and who begins one takes over first what it was told.
+    fn knows(&self) -> bool {
+        !self.inside.load(Ordering::SeqCst)
+            || self.taken.load(Ordering::SeqCst) == self.told.load(Ordering::SeqCst)
+    }
+
+    /// A run begins, and lasts as long as what this returns.
+    pub fn enter(self: &Arc<Self>) -> Inside {
+        self.inside.store(true, Ordering::SeqCst);
+        Inside(self.clone())
+    }
+}
+
+/// A run of a processor.
+pub(crate) struct Inside(Arc<Presence>);
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.0.inside.store(false, Ordering::SeqCst);
+    }
 }
 
 /// The translations.
@@ -92,7 +149,8 @@ pub(crate) struct Cache {
     #[allow(clippy::vec_box)]
     codes: Vec<Box<Code>>,
     index: HashMap<Key, *const Code, Hasher>,
-    pages: HashMap<usize, Page, Hasher>,
+    /// The codes made from each page.
+    pages: HashMap<usize, Vec<*const Code>, Hasher>,
     bytes: usize,
     /// Counted up whenever codes are freed.
     pub generation: u64,
@@ -113,7 +171,8 @@ pub struct Shared {
     dirty: AtomicBool,
     /// Number of pages told before those in the list, and the list.
     watched: Mutex<(usize, Vec<usize>)>,
-    watched_len: AtomicUsize,
+    /// How many of these the processors have taken over.
+    pub(crate) presence: Arc<Presence>,
     signals: Mutex<Vec<Weak<CpuSignal>>>,
 }
 
@@ -135,7 +194,7 @@ impl Default for Shared {
             queue: Mutex::default(),
             dirty: AtomicBool::new(false),
             watched: Mutex::default(),
-            watched_len: AtomicUsize::new(0),
+            presence: Arc::default(),
             signals: Mutex::default(),
         }
     }
@@ -187,7 +246,7 @@ impl CodeListener for Shared {
         for page in first..=(offset + len.max(1) - 1) >> 12 {
             list.1.push(host + (page << 12) as usize);
         }
-        self.watched_len.store(list.0 + list.1.len(), Ordering::SeqCst);
+        self.presence.told.store(list.0 + list.1.len(), Ordering::SeqCst);
         drop(list);
         self.wake();
     }
@@ -211,7 +270,7 @@ impl Cpu {
                 cache.invalidate(*host, *len as usize);
             }
         }
-        if shared.watched_len.load(Ordering::SeqCst) != self.t0.protected {
+        if shared.presence.told.load(Ordering::SeqCst) != self.t0.protected {
             let list = shared.watched.lock();
             let known = self.t0.protected.checked_sub(list.0).and_then(|n| list.1.get(n..));
             match known {
@@ -223,6 +282,7 @@ impl Cpu {
                 _ => self.mmu.protect_all(),
             }
             self.t0.protected = list.0 + list.1.len();
+            shared.presence.taken.store(self.t0.protected, Ordering::SeqCst);
         }
         if self.t0.generation != cache.generation {
             self.t0.generation = cache.generation;
@@ -265,14 +325,8 @@ impl Cache {
         }
     }
 
-    /// Adds code; `ram` are the pages it was made from.
-    pub fn add(
-        &mut self,
-        host: usize,
-        key: u32,
-        code: Box<Code>,
-        ram: &[(usize, Arc<RamBlock>, u64)],
-    ) -> *const Code {
+    /// Adds code; `sources` are the pages it was made from.
+    pub fn add(&mut self, host: usize, key: u32, code: Box<Code>, sources: &[usize]) -> *const Code {
         self.bytes += size_of::<Code>()
             // The allocator's own, the index, the page's list and links.
             + 192
@@ -282,12 +336,8 @@ impl Cache {
             + code.thunks.len() * 40;
         let p: *const Code = &raw const *code;
         self.index.insert((host, code.rip, key), p);
-        for (page, ram, offset) in ram {
-            self.pages
-                .entry(*page)
-                .or_insert_with(|| Page { codes: Vec::new(), ram: ram.clone(), offset: *offset })
-                .codes
-                .push(p);
+        for page in sources {
+            self.pages.entry(*page).or_default().push(p);
         }
         self.codes.push(code);
         p
@@ -324,7 +374,7 @@ impl Cache {
         let Some(p) = self.pages.get_mut(&page) else { return };
         let stale: *const T0 = &raw const *self.stale;
         let mut gone = Vec::new();
-        p.codes.retain(|&c| {
+        p.retain(|&c| {
             // SAFETY: pages list live codes only.
             let code = unsafe { &*c };
             let start = code.host;
@@ -361,7 +411,7 @@ impl Cache {
             }
             self.index.retain_not(code, *c);
         }
-        if self.pages.get(&page).is_some_and(|p| p.codes.is_empty()) {
+        if self.pages.get(&page).is_some_and(Vec::is_empty) {
             self.pages.remove(&page);
         }
     }
@@ -376,20 +426,30 @@ impl Cache {
         self.pages.keys().copied().collect()
     }
 
-    /// Marks the bytes of a page that codes were made from.
-    pub fn remark(&self, page: usize) {
-        let Some(p) = self.pages.get(&page) else { return };
-        for c in &p.codes {
+    /// The granules of a page that codes were made from.
+    pub fn granules(&self, page: usize) -> u64 {
+        let codes = self.pages.get(&page).map_or(&[][..], Vec::as_slice);
+        codes.iter().fold(0, |all, c| {
             // SAFETY: pages list live codes only.
             let code = unsafe { &**c };
-            let (at, len) = if code.host & !0xfff == page {
-                (code.host - page, (code.len as usize).min(0x1000 - (code.host - page)))
-            } else {
-                (0, code.len as usize)
-            };
-            p.ram.tracker().mark_code(p.offset + at as u64, len as u64);
-        }
+            all | covered(page, code.host, code.len as usize, code.pa2.map(|s| s as usize))
+        })
     }
+}
+
+/// The granules of a page that a block of `len` bytes from `host` on covers; `second`: the page of those that do not
+/// fit into its first.
+pub(crate) fn covered(page: usize, host: usize, len: usize, second: Option<usize>) -> u64 {
+    let within = host & 0xfff;
+    let first = len.min(0x1000 - within);
+    let mut all = 0;
+    if host & !0xfff == page {
+        all |= granule_mask(within as u64, first.max(1) as u64);
+    }
+    if second == Some(page) {
+        all |= granule_mask(0, (len - first).max(1) as u64);
+    }
+    all
 }
 
 trait RetainNot {

@@ -6,6 +6,7 @@
 use crate::interp::flags;
 use crate::mmu::Mmu;
 use anura_accel::{CpuPlatform, VmConfig, VmSpaces};
+use anura_memory::CodeListener;
 use anura_vmcore::{CpuSignal, Requester};
 use anura_x86::regs::{cr4, efer, rflags, vector};
 use anura_x86::state::{EventKind, PendingException, is_canonical, is_canonical_57};
@@ -265,8 +266,10 @@ impl VmShared {
         pages: Arc<crate::cache::CodePages>,
     ) -> Arc<Self> {
         let code = Arc::new(crate::cache::Shared::default());
+        pages.add_processor(&code);
+        let listener: Arc<dyn CodeListener> = code.clone();
         for ram in &spaces.ram {
-            ram.tracker().add_listener(code.clone());
+            ram.tracker().add_listener(Arc::downgrade(&listener));
         }
         Arc::new(Self { spaces: spaces.clone(), config: config.clone(), code, pages })
     }

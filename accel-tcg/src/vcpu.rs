@@ -10,10 +10,11 @@ mod engine;
 mod interpreted;
 mod loops;
 mod translated;
+mod unsure;
 
 pub use engine::{Interp, PortableInterp};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, CodePages};
 use crate::deliver::{self, deliver};
 use crate::env::{Cpu, Fault, VmShared};
 use crate::frontend::effects::Features;
@@ -35,6 +36,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+use unsure::Unsure;
 
 /// Index key bit of blocks that hold one instruction only.
 const SINGLE: u32 = 1 << 31;
@@ -63,6 +65,8 @@ pub struct SoftVcpu {
     jumps_back: u32,
     /// Our bit among the owners of pages with translations.
     owner: u64,
+    /// Translations that other processors may not know of.
+    unsure: Unsure,
     features: Features,
     /// Somebody wants `run` to return.
     kicked: bool,
@@ -83,7 +87,8 @@ impl SoftVcpu {
             translating: false,
             longest: 64,
             jumps_back: 0,
-            owner: 1,
+            owner: CodePages::owner(0),
+            unsure: Unsure::default(),
             features,
             kicked: false,
         }
@@ -100,7 +105,7 @@ impl SoftVcpu {
         let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
         jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
-        vcpu.owner = 1 << (id & 63);
+        vcpu.owner = CodePages::owner(id);
         vcpu.numbers = Some(numbers);
         vcpu.longest = if one_insn { 1 } else { 64 };
         vcpu.cpu.jit.counted = counted;
@@ -120,6 +125,7 @@ impl SoftVcpu {
 
     fn run_inner(&mut self, budget: Budget) -> VcpuExit {
         let shared = self.cpu.vm.code.clone();
+        let _inside = shared.presence.enter();
         let mut cache = shared.cache.lock();
         let start = self.cpu.env.icount;
         let (end, deadline) = match budget {
@@ -214,6 +220,9 @@ impl SoftVcpu {
         cpu.jit.attention |= bits & CpuSignal::IRQ != 0;
         cpu.refresh_views();
         self.catch_up(cache);
+        if self.cpu.t0.unsure {
+            self.confirm(cache);
+        }
         let cpu = &mut self.cpu;
         if cpu.env.shutdown {
             return Some(VcpuExit::TripleFault);
@@ -246,6 +255,12 @@ impl SoftVcpu {
         let id = self.cpu.id;
         self.cpu.sync_clock();
         let mut waits = self.cpu.apic().sync();
+        if waits.nmi && self.cpu.env.nmi_masked {
+            // One is remembered while another is handled.
+            while self.cpu.apic().take_nmi() {}
+            self.cpu.env.nmi_pending = true;
+        }
+        waits.nmi |= self.cpu.env.nmi_pending;
         self.cpu.jit.attention = waits.interrupt || waits.nmi || waits.init || waits.sipi.is_some();
         if !self.cpu.jit.attention {
             return Ok(());
@@ -263,7 +278,11 @@ impl SoftVcpu {
         let _ = self.cpu.apic().take_sipi();
         let cpu = &mut self.cpu;
         // Intel's processors keep NMIs away after STI too (vol. 2, STI), and so do ours.
-        if waits.nmi && !cpu.env.nmi_masked && cpu.env.shadow == Shadow::None && cpu.apic().take_nmi() {
+        if waits.nmi
+            && !cpu.env.nmi_masked
+            && cpu.env.shadow == Shadow::None
+            && (std::mem::take(&mut cpu.env.nmi_pending) || cpu.apic().take_nmi())
+        {
             cpu.t0.counts.interrupts += 1;
             return deliver(cpu, deliver::nmi());
         }

@@ -37,7 +37,7 @@ pub use map::{MemoryMap, Transaction};
 pub use ram::{HostSlice, PAGE_SIZE, RamBlock};
 pub use region::{Doorbell, Region, RegionKind};
 pub use space::{AddressSpace, MemoryListener, SpaceCache};
-pub use tracker::{CodeListener, DirtyClient, RamTracker, TrackerSlice};
+pub use tracker::{CodeListener, DirtyClient, RamTracker, TrackerSlice, granule_mask};
 
 pub use anura_vmcore::{Requester, Width};
 

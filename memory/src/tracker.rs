@@ -55,7 +55,8 @@ struct Tables {
     class: Box<[AtomicU8]>,
     /// For each page, which of its 64-byte granules hold code.
     granules: Box<[AtomicU64]>,
-    listeners: RwLock<Vec<Arc<dyn CodeListener>>>,
+    /// Engines; they outlive nobody by being listed here.
+    listeners: RwLock<Vec<Weak<dyn CodeListener>>>,
     /// Pages written since they were armed for [`DirtyClient::Log`].
     log: Mutex<Vec<u64>>,
 }
@@ -117,7 +118,7 @@ impl RamTracker {
         let to = offset.saturating_add(len).min(start + PAGE_SIZE);
         if self.0.granules[page].load(Ordering::Relaxed) & granule_mask(from - start, to - from) != 0 {
             let Some(block) = self.0.block.upgrade() else { return };
-            for l in self.0.listeners.read().iter() {
+            for l in self.0.listeners.read().iter().filter_map(Weak::upgrade) {
                 l.code_written(&block, from, to - from);
             }
         }
@@ -157,25 +158,32 @@ impl RamTracker {
     pub fn mark_code(&self, offset: u64, len: u64) {
         self.each_page(offset, len, |page, within, n| {
             self.0.granules[page].fetch_or(granule_mask(within, n), Ordering::SeqCst);
-            if self.0.class[page].fetch_or(CODE, Ordering::SeqCst) == 0 {
+            // Also where a client of the log has told it already: who marks may go by its having been told.
+            if self.0.class[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0 {
                 self.tell_watched((page as u64) << PAGE_SHIFT, PAGE_SIZE);
             }
         });
         fence(Ordering::SeqCst);
     }
 
-    /// Forgets all code marks of the page at `offset`, when its translations are gone.
-    pub fn clear_code(&self, offset: u64) {
+    /// Puts `granules` in place of all code marks of the page at `offset`, after translations went. The page is plain
+    /// afterwards only if there are none: a page that stays code never looks plain in between. Nobody else may mark
+    /// the page meanwhile.
+    pub fn reduce_code(&self, offset: u64, granules: u64) {
         let page = (offset >> PAGE_SHIFT) as usize;
         if let (Some(g), Some(c)) = (self.0.granules.get(page), self.0.class.get(page)) {
-            g.store(0, Ordering::SeqCst);
-            c.fetch_and(!CODE, Ordering::SeqCst);
+            g.fetch_and(granules, Ordering::SeqCst);
+            if granules == 0 {
+                c.fetch_and(!CODE, Ordering::SeqCst);
+            }
         }
     }
 
-    /// Adds an engine that is told of writes to code.
-    pub fn add_listener(&self, listener: Arc<dyn CodeListener>) {
-        self.0.listeners.write().push(listener);
+    /// Adds an engine that is told of writes to code for as long as it lives.
+    pub fn add_listener(&self, listener: Weak<dyn CodeListener>) {
+        let mut all = self.0.listeners.write();
+        all.retain(|l| l.strong_count() > 0);
+        all.push(listener);
     }
 
     /// Whether the page at `offset` was written since `client` last took it.
@@ -227,7 +235,7 @@ impl RamTracker {
 
     fn tell_watched(&self, offset: u64, len: u64) {
         let Some(block) = self.0.block.upgrade() else { return };
-        for l in self.0.listeners.read().iter() {
+        for l in self.0.listeners.read().iter().filter_map(Weak::upgrade) {
             l.pages_watched(&block, offset, len);
         }
     }
@@ -244,8 +252,8 @@ impl RamTracker {
     }
 }
 
-/// Bits of the granules that `len` bytes at `within` of a page touch; `len` is at least 1.
-fn granule_mask(within: u64, len: u64) -> u64 {
+/// Bits of the granules that `len` bytes at `within` of a page touch; `len` is at least 1, and they end in the page.
+pub fn granule_mask(within: u64, len: u64) -> u64 {
     let first = within >> GRANULE_SHIFT;
     let last = (within + len - 1) >> GRANULE_SHIFT;
     (u64::MAX << first) & (u64::MAX >> (63 - last))

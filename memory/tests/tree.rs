@@ -175,7 +175,8 @@ fn a_write_trips_code_only_where_a_granule_holds_some() {
     let block = RamBlock::new("pc.ram", 0x4000).unwrap();
     let engine: Arc<Engine> = Arc::default();
     let tracker = block.tracker();
-    tracker.add_listener(engine.clone());
+    let listener: Arc<dyn CodeListener> = engine.clone();
+    tracker.add_listener(Arc::downgrade(&listener));
     assert!(tracker.is_plain(0x1000));
     tracker.mark_code(0x10f0, 0x20); // two granules: 0x10c0..0x1140
     assert_eq!(*engine.watched.lock(), [0x1000]);
@@ -187,7 +188,9 @@ fn a_write_trips_code_only_where_a_granule_holds_some() {
     let slice = block.volatile_slice(0x1000, 0x1000).unwrap();
     vm_memory::Bytes::write(&slice, &[1, 2], 0x13f).unwrap();
     assert_eq!(std::mem::take(&mut *engine.code.lock()), [("pc.ram".into(), 0x113f, 2)]);
-    tracker.clear_code(0x1000);
+    tracker.reduce_code(0x1000, 1 << 4);
+    assert_eq!((tracker.code_granules(0x1000), tracker.is_code(0x1000)), (1 << 4, true));
+    tracker.reduce_code(0x1000, 0);
     assert!(tracker.is_plain(0x1000) && block.fill(0x1000, 0x1000, 0));
     assert!(engine.code.lock().is_empty());
 }

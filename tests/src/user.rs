@@ -4,6 +4,7 @@
 //! that Linux gives a fresh process, since their expectations were taken there.
 
 use anura_accel::{AccelVm, Accelerator, Budget, Vcpu, VcpuExit};
+use anura_accel_tcg::jit::JitEngine;
 use anura_accel_tcg::testbed::TestBed;
 use anura_accel_tcg::vcpu::{Interp, PortableInterp};
 use anura_vmcore::CpuSignal;
@@ -87,6 +88,7 @@ impl User {
         let engine: &dyn Accelerator = match engine {
             "interp" => &Interp,
             "interp-portable" => &PortableInterp,
+            "jit" => &JitEngine { exact: true, ..JitEngine::default() },
             other => return Err(format!("no engine {other} for programs")),
         };
         let vm = engine.create_vm(&bed.spaces, &bed.config).map_err(|e| format!("no machine: {e:?}"))?;

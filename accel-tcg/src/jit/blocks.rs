@@ -9,12 +9,11 @@ use super::emit::{Emit, Exit, Fix, Helper, Lent, Loc, Options, Output, Recipe, S
 use super::home::Home;
 use super::perf::PerfMap;
 use super::stubs::{self, Stub, Stubs};
-use crate::cache::AddressHasher;
+use crate::cache::{AddressHasher, covered};
 use crate::env::Cpu;
 use crate::interp::thunk;
 use crate::ir::Block as Ir;
 use crate::show;
-use anura_memory::RamBlock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +34,6 @@ struct What {
     before: u16,
     n: u8,
 }
-
-/// A page of RAM that blocks were made from: host address, block and offset.
-pub(crate) type Source = (usize, Arc<RamBlock>, u64);
 
 /// A translated block, or a region of several.
 pub(crate) struct Block {
@@ -74,12 +70,6 @@ impl Block {
     }
 }
 
-struct Page {
-    blocks: Vec<u32>,
-    ram: Arc<RamBlock>,
-    offset: u64,
-}
-
 /// What `info jit` shows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -107,7 +97,8 @@ pub(crate) struct Jit {
     pub options: Options,
     blocks: Vec<Option<Box<Block>>>,
     index: HashMap<Key, u32, Hasher>,
-    pages: HashMap<usize, Page, Hasher>,
+    /// The blocks made from each page.
+    pages: HashMap<usize, Vec<u32>, Hasher>,
     /// Where the cold code of blocks starts, in the order that it was written.
     by_cold: Vec<(u32, u32)>,
     /// Memory for the next block's code.
@@ -209,7 +200,7 @@ impl Jit {
         ir: &Ir,
         key: u32,
         second: Option<usize>,
-        sources: &[Source],
+        sources: &[usize],
         functions: Option<&mut thunk::Arena>,
     ) -> u32 {
         // The next block has other accidents.
@@ -229,7 +220,7 @@ impl Jit {
         &mut self,
         parts: &[Ir],
         key: u32,
-        sources: &[Source],
+        sources: &[usize],
         functions: Option<&mut thunk::Arena>,
         home: &mut Home,
     ) -> u32 {
@@ -255,7 +246,7 @@ impl Jit {
     }
 
     /// Puts what was written in place and makes it known.
-    fn publish(&mut self, mut out: Output, what: What, sources: &[Source]) -> u32 {
+    fn publish(&mut self, mut out: Output, what: What, sources: &[usize]) -> u32 {
         let What { host, rip, key, second, len, before, n } = what;
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
@@ -305,12 +296,8 @@ impl Jit {
             self.by_cold.push((cold as u32, id));
         }
         self.index.insert((host, rip, key), id);
-        for (page, ram, offset) in sources {
-            self.pages
-                .entry(*page)
-                .or_insert_with(|| Page { blocks: Vec::new(), ram: ram.clone(), offset: *offset })
-                .blocks
-                .push(id);
+        for page in sources {
+            self.pages.entry(*page).or_default().push(id);
         }
         self.blocks.push(Some(Box::new(block)));
         self.spare = out;
@@ -358,7 +345,7 @@ impl Jit {
         let Some(p) = self.pages.get_mut(&page) else { return false };
         let blocks = &self.blocks;
         let mut gone = Vec::new();
-        p.blocks.retain(|id| {
+        p.retain(|id| {
             let Some(b) = blocks[*id as usize].as_deref() else { return false };
             let len = b.len as usize;
             let hit = match b.second {
@@ -378,7 +365,7 @@ impl Jit {
             self.counts.invalidated += 1;
             self.drop_block(home, *id);
         }
-        let empty = self.pages.get(&page).is_some_and(|p| p.blocks.is_empty());
+        let empty = self.pages.get(&page).is_some_and(Vec::is_empty);
         if empty {
             self.pages.remove(&page);
         }
@@ -413,19 +400,10 @@ impl Jit {
         }
     }
 
-    /// Marks the bytes of a page that blocks were made from.
-    pub fn remark(&self, page: usize) {
-        let Some(p) = self.pages.get(&page) else { return };
-        for id in &p.blocks {
-            let Some(b) = self.block(*id) else { continue };
-            let len = b.len as usize;
-            let (at, len) = if b.host & !0xfff == page {
-                (b.start() - page, len.min(0x1000 - (b.start() - page)))
-            } else {
-                (0, len - (0x1000 - (b.host & 0xfff)).min(len))
-            };
-            p.ram.tracker().mark_code(p.offset + at as u64, (len as u64).max(1));
-        }
+    /// The granules of a page that blocks were made from.
+    pub fn granules(&self, page: usize) -> u64 {
+        let blocks = self.pages.get(&page).into_iter().flatten().filter_map(|id| self.block(*id));
+        blocks.fold(0, |all, b| all | covered(page, b.start(), b.len as usize, b.second))
     }
 
     /// Whether there are blocks from a page.

@@ -2,6 +2,7 @@
 //! them since.
 
 use super::SoftVcpu;
+use super::unsure::Piece;
 use crate::cache::Cache;
 use crate::env::{Cpu, Exec, Fault};
 use crate::frontend::blocks;
@@ -11,14 +12,14 @@ use crate::mode::key;
 use crate::opt;
 use crate::show;
 use std::ptr;
-use std::sync::Arc;
 
 /// A block's IR and what it was made from.
 pub(super) struct Made {
     pub block: Block,
     /// Host address of the second page, for a block that crosses.
     pub second: Option<u64>,
-    pub sources: Vec<(usize, Arc<anura_memory::RamBlock>, u64)>,
+    /// Host addresses of the pages that it was made from.
+    pub sources: Vec<usize>,
 }
 
 /// Why there is no code at RIP.
@@ -47,6 +48,8 @@ impl SoftVcpu {
         for page in pages {
             self.settle(cache, page);
         }
+        self.unsure.clear();
+        self.cpu.t0.unsure = false;
         self.catch_up(cache);
     }
 
@@ -56,15 +59,12 @@ impl SoftVcpu {
         let still = cache.has_page(page) || jit.is_some_and(|j| j.has_page(page));
         let cpu = &self.cpu;
         cpu.vm.pages.settle(page, self.owner, still, || {
+            let granules = cache.granules(page) | jit.map_or(0, |j| j.granules(page));
             for ram in &cpu.vm.spaces.ram {
                 let start = ram.host_ptr().as_ptr() as usize;
                 if let Some(at) = page.checked_sub(start).filter(|at| (*at as u64) < ram.len()) {
-                    ram.tracker().clear_code(at as u64);
+                    ram.tracker().reduce_code(at as u64, granules);
                 }
-            }
-            cache.remark(page);
-            if let Some(j) = jit {
-                j.remark(page);
             }
         });
     }
@@ -72,15 +72,33 @@ impl SoftVcpu {
     /// Takes over what others did to code and to pages.
     pub(super) fn catch_up(&mut self, cache: &mut Cache) {
         for (host, len) in self.cpu.catch_up(cache) {
-            if let Some(jit) = &mut self.jit {
-                jit.invalidate(&mut self.cpu, host, len as usize);
-            }
-            let mut page = host & !0xfff;
-            while page < host + (len as usize).max(1) {
-                self.settle(cache, page);
-                page += 0x1000;
-            }
+            self.drop_range(cache, host, len as usize);
         }
+    }
+
+    /// Drops what was translated from these bytes.
+    fn drop_range(&mut self, cache: &mut Cache, host: usize, len: usize) {
+        cache.invalidate(host, len);
+        if let Some(jit) = &mut self.jit {
+            jit.invalidate(&mut self.cpu, host, len);
+        }
+        let mut page = host & !0xfff;
+        while page < host + len.max(1) {
+            self.settle(cache, page);
+            page += 0x1000;
+        }
+    }
+
+    /// Drops translations whose bytes others have changed unseen. Whatever the guest may have heard from another
+    /// processor before a serialising instruction must be seen behind it, so this follows each of those, and each
+    /// look at events. No translated code may be running.
+    #[cold]
+    pub(super) fn confirm(&mut self, cache: &mut Cache) {
+        let mut all_know = || self.cpu.vm.pages.all_know(&self.cpu.vm.code.presence);
+        for (host, len) in self.unsure.check(&mut all_know) {
+            self.drop_range(cache, host, len);
+        }
+        self.cpu.t0.unsure = !self.unsure.is_empty();
     }
 
     /// The IR of the block at a place, with the marks on its bytes made. The place is given by its address in this
@@ -96,9 +114,8 @@ impl SoftVcpu {
         let within = (linear & 0xfff) as usize;
         let phys = page.phys | within as u64;
         let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
-        cpu.vm.pages.own(page.host as usize, self.owner);
-        // Marked before the bytes are read, so that no store between is missed; exact marks follow.
-        ram.tracker().mark_code(offset, 1);
+        // Marked before the bytes are read, so that other processors hear of it early; exact marks follow.
+        cpu.vm.pages.own(page.host as usize, self.owner, || ram.tracker().mark_code(offset, 1));
         // No block is longer than its instructions can be.
         let mut bytes = [0; 64 * 15];
         let inside = cpu.code_left();
@@ -160,14 +177,18 @@ impl SoftVcpu {
         let second = second_page.map(|p| p.host as u64);
         let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
         ram.tracker().mark_code(offset, in_first);
-        let mut sources = vec![(page.host as usize, ram, offset & !0xfff)];
-        if let Some(p) = second_page
+        let mut sources = vec![page.host as usize];
+        let mut pieces = vec![Piece::new(host, &bytes[..in_first as usize])];
+        if let Some(p) = second_page.filter(|p| !p.host.is_null())
             && let Some((ram, offset)) = cpu.ram_at(p.phys)
         {
-            cpu.vm.pages.own(p.host as usize, self.owner);
-            ram.tracker().mark_code(offset, u64::from(block.len()).saturating_sub(in_first).max(1));
-            sources.push((p.host as usize, ram, offset & !0xfff));
+            let rest = u64::from(block.len()).saturating_sub(in_first).max(1);
+            cpu.vm.pages.own(p.host as usize, self.owner, || ram.tracker().mark_code(offset, rest));
+            sources.push(p.host as usize);
+            pieces.push(Piece::new(p.host as usize, &beyond[..rest as usize]));
         }
+        self.unsure.add(pieces, cpu.vm.pages.all_know(&cpu.vm.code.presence));
+        cpu.t0.unsure = !self.unsure.is_empty();
         Ok(Made { block, second, sources })
     }
 }

@@ -9,15 +9,13 @@ use crate::ir::Block;
 use crate::jit::region;
 use crate::mmu::ExecPage;
 use crate::mode::key;
-use anura_memory::RamBlock;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 /// Blocks of a loop at most, and their instructions together.
 const PARTS: usize = 16;
 const INSNS: usize = 256;
 
-type Sources = Vec<(usize, Arc<RamBlock>, u64)>;
+type Sources = Vec<usize>;
 
 impl SoftVcpu {
     /// The parts of the loop whose head is at `head`, in the present mode; the head is the first one. `page` is its

@@ -100,6 +100,9 @@ impl SoftVcpu {
                     if exit.is_some() || !self.cpu.undisturbed() {
                         return exit;
                     }
+                    if self.cpu.t0.unsure {
+                        self.confirm(cache);
+                    }
                 }
                 leave::HOT => {
                     self.hot(cache);

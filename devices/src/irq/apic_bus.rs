@@ -126,6 +126,8 @@ pub struct Mailbox {
 const NMI: u32 = 1;
 const INIT: u32 = 2;
 const EXT_INT: u32 = 4;
+/// A second NMI behind the latched one.
+const NMI_BEHIND: u32 = 8;
 
 /// What was taken from a mailbox.
 #[derive(Clone, Copy, Debug, Default)]
@@ -199,9 +201,22 @@ impl Mailbox {
         self.attention();
     }
 
-    /// Latches an NMI.
+    /// Latches an NMI. A processor that is in no NMI handler takes one at once and latches the next, and ours may be
+    /// late, so two can wait; the processor drops one of them where it was in a handler.
     pub fn post_nmi(&self) {
-        self.latch(NMI);
+        let grow = |latches| Some(latches | if latches & NMI != 0 { NMI_BEHIND } else { NMI });
+        let _ = self.latches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, grow);
+        self.attention();
+    }
+
+    /// Takes one latched NMI.
+    pub(super) fn take_nmi(&self) -> bool {
+        let shrink = |latches| match latches & (NMI | NMI_BEHIND) {
+            0 => None,
+            NMI => Some(latches & !NMI),
+            _ => Some(latches & !NMI_BEHIND),
+        };
+        self.latches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, shrink).is_ok()
     }
 
     pub(super) fn latched(&self, bit: Latch) -> bool {
@@ -213,7 +228,7 @@ impl Mailbox {
     }
 
     pub(super) fn restore_latches(&self, latches: u32, sipi: u32) {
-        self.latches.store(latches & (NMI | INIT | EXT_INT), Ordering::SeqCst);
+        self.latches.store(latches & (NMI | INIT | EXT_INT | NMI_BEHIND), Ordering::SeqCst);
         self.sipi.store(sipi & 0x1ff, Ordering::SeqCst);
     }
 
@@ -283,7 +298,7 @@ impl Mailbox {
                     self.post(message.vector, message.trigger);
                 }
             }
-            DeliveryMode::Nmi => self.latch(NMI),
+            DeliveryMode::Nmi => self.post_nmi(),
             DeliveryMode::ExtInt => self.latch(EXT_INT),
             // INIT level de-assert only resynchronised arbitration ids of old processors.
             DeliveryMode::Init if !message.assert => {}

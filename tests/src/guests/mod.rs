@@ -11,6 +11,7 @@ mod delivery;
 mod exits;
 pub mod image;
 mod memory;
+mod patching;
 pub mod runtime;
 mod segments;
 mod smp;
@@ -60,7 +61,7 @@ pub fn exit_causes() -> Vec<Guest> {
 
 /// The other guests.
 pub fn others() -> Vec<Guest> {
-    [cpu::GUESTS, delivery::GUESTS, memory::GUESTS, segments::GUESTS, smp::GUESTS].concat()
+    [cpu::GUESTS, delivery::GUESTS, memory::GUESTS, segments::GUESTS, smp::GUESTS, patching::GUESTS].concat()
 }
 
 /// What a KVM that emulates ring 0 in software gets wrong, so that these guests are not run on it. Seen on one such host: its
@@ -85,6 +86,8 @@ pub const NOT_ON_EMULATED_KVM: &[(&str, &str)] = &[
     ("paging_on_and_off", "no 32-bit paging"),
     ("invlpg", "no 32-bit paging"),
     ("tpr_below_threshold", "no 32-bit paging"),
+    ("one_processor_patches_by_breakpoints", "code that was changed is run as it was"),
+    ("one_processor_patches_what_another_runs", "code that was changed is run as it was"),
     ("nmi_window", "IRET does not open the window for a second NMI"),
     ("interrupt_window", "interrupts are taken instructions late"),
     ("msr_write", "PAT takes any type"),
@@ -131,6 +134,8 @@ pub const DISSENT: &[(&str, &str, &str)] = &[
     ("long_canonical", "qemu", "an access by the stack is #GP, and a jump faults behind itself"),
     ("long_mode_stays_consistent", "qemu", "PAE can be cleared in long mode"),
     ("long_no_execute", "qemu", "P is not set in the error code of reserved bits"),
+    ("one_processor_patches_by_breakpoints", "qemu", "a change while it translates is missed"),
+    ("one_processor_patches_what_another_runs", "qemu", "a change while it translates is missed"),
     ("page_absent", "qemu", "a read-modify-write reads first"),
     ("page_reserved_bits", "qemu", "P is not set in the error code of reserved bits"),
     ("pae_pointers_are_loaded_with_cr3", "qemu", "PAE's pointers are read at each walk and never checked"),

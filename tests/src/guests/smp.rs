@@ -10,12 +10,15 @@ use super::{Build, Guest, one};
 const ALIVE: u32 = FREE;
 const COUNTER: u32 = FREE + 0x40;
 
-const fn two(name: &'static str, build: fn(&mut Image) -> Result<u32, iced_x86::IcedError>) -> Guest {
+pub(super) const fn two(
+    name: &'static str,
+    build: fn(&mut Image) -> Result<u32, iced_x86::IcedError>,
+) -> Guest {
     Guest { name, mode: Mode::Flat32, cpus: 2, build: Build::Many(build) }
 }
 
 /// Lets the second processor start in `entry`, 32-bit code with a stack of its own.
-fn second(g: &mut Image, entry: u32) -> Result<(), iced_x86::IcedError> {
+pub(super) fn second(g: &mut Image, entry: u32) -> Result<(), iced_x86::IcedError> {
     let start = g.code(32, |c| {
         c.mov(eax, sel::DATA32)?;
         c.mov(ds, eax)?;
@@ -45,7 +48,7 @@ fn second(g: &mut Image, entry: u32) -> Result<(), iced_x86::IcedError> {
 }
 
 /// INIT, then a start-up message, to APIC 1.
-fn start(c: &mut Code) -> super::image::Asm {
+pub(super) fn start(c: &mut Code) -> super::image::Asm {
     apic(c, 0x310, 1 << 24)?;
     for message in [0x4500, 0x4610] {
         apic(c, 0x300, message)?;
@@ -55,7 +58,7 @@ fn start(c: &mut Code) -> super::image::Asm {
 }
 
 /// Waits until the dword at `at` is `value`.
-fn until(c: &mut Code, at: u32, value: i32) -> super::image::Asm {
+pub(super) fn until(c: &mut Code, at: u32, value: i32) -> super::image::Asm {
     let mut again = c.create_label();
     c.set_label(&mut again)?;
     c.pause()?;
