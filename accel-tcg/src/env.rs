@@ -130,6 +130,9 @@ pub struct JitEnv {
     pub lent: [u64; 4],
     /// Registers that are in the host's: bit 0 XMM, bit 1 YMM, bit 2 x87.
     pub live: u32,
+    /// Not zero: there are translations that other processors may not know of, so that serialising instructions come to
+    /// the run loop.
+    pub unsure: u32,
     /// The host's own MXCSR.
     pub mxcsr_host: u32,
     /// Nanoseconds of a tick of the host's counter times 2^32, or 0 where RDTSC asks the clock.

@@ -220,7 +220,7 @@ impl SoftVcpu {
         cpu.jit.attention |= bits & CpuSignal::IRQ != 0;
         cpu.refresh_views();
         self.catch_up(cache);
-        if self.cpu.t0.unsure {
+        if self.cpu.env.jit.unsure != 0 {
             self.confirm(cache);
         }
         let cpu = &mut self.cpu;

@@ -766,7 +766,7 @@ pub(crate) fn wants_out(cpu: &Cpu) -> bool {
         || cpu.env.pending_db != 0
         || cpu.mmu.exec_epoch != cpu.t0.epoch
         || cpu.code_dirty()
-        || cpu.t0.unsure
+        || cpu.env.jit.unsure != 0
 }
 
 /// Runs the operations of code from its start until they leave.

@@ -161,9 +161,6 @@ pub struct State {
     pub(crate) generation: u64,
     /// Something asked to leave after the running instruction.
     pub(crate) leave: bool,
-    /// There are translations that other processors may not know of, so that serialising instructions come to the run
-    /// loop.
-    pub(crate) unsure: bool,
     /// An instruction fetched from a device, which may read differently next time.
     pub(crate) passing: Option<Box<Code>>,
     /// What a debugger asked for.
@@ -211,7 +208,6 @@ impl Default for State {
             protected: 0,
             generation: 0,
             leave: false,
-            unsure: false,
             passing: None,
             debug: anura_accel::DebugControl::default(),
             counts: Counts::default(),

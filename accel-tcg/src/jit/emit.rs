@@ -77,6 +77,7 @@ pub(super) mod at {
     pub const TSC_MULT: i32 = (JIT + offset_of!(JitEnv, tsc_mult)) as i32;
     pub const TSC_ADD: i32 = (JIT + offset_of!(JitEnv, tsc_add)) as i32;
     pub const TSC_BIAS: i32 = (JIT + offset_of!(JitEnv, tsc_bias)) as i32;
+    pub const UNSURE: i32 = (JIT + offset_of!(JitEnv, unsure)) as i32;
     pub const CPUID: i32 = (JIT + offset_of!(JitEnv, cpuid)) as i32;
     pub const CR4: i32 = offset_of!(Env, cr4) as i32;
     pub const TSC_AUX: i32 = (offset_of!(Env, msrs) + offset_of!(Msrs, tsc_aux)) as i32;

@@ -193,6 +193,7 @@ impl Cpu {
         let plain = if self.jit.counted { self.env.shadow == Shadow::None } else { true };
         let ok = plain
             && !self.t0.leave
+            && self.env.jit.unsure == 0
             && self.env.mode_key & (key::L64 | key::CS_FLAT) != 0
             && self.undisturbed()
             && !self.jit.chaos.any()

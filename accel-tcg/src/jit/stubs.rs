@@ -440,9 +440,13 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         );
     }
 
-    // See `JitEnv::cpuid`. The environment is at rsp + 8.
+    // See `JitEnv::cpuid`. The environment is at rsp + 8. It serialises, so changes of code come first.
     mark(a, Stub::Cpuid);
     dynasm!(a; .arch x64
+        ; mov r11, [rsp + 8 + at::POLL]
+        ; mov r11d, [r11]
+        ; or r11d, [rsp + 8 + at::UNSURE]
+        ; jnz ->helper
         ; mov r9d, ecx
         ; shl r9, 32
         ; mov r11d, eax

@@ -49,7 +49,7 @@ impl SoftVcpu {
             self.settle(cache, page);
         }
         self.unsure.clear();
-        self.cpu.t0.unsure = false;
+        self.cpu.env.jit.unsure = 0;
         self.catch_up(cache);
     }
 
@@ -98,7 +98,7 @@ impl SoftVcpu {
         for (host, len) in self.unsure.check(&mut all_know) {
             self.drop_range(cache, host, len);
         }
-        self.cpu.t0.unsure = !self.unsure.is_empty();
+        self.cpu.env.jit.unsure = (!self.unsure.is_empty()).into();
     }
 
     /// The IR of the block at a place, with the marks on its bytes made. The place is given by its address in this
@@ -188,7 +188,7 @@ impl SoftVcpu {
             pieces.push(Piece::new(p.host as usize, &beyond[..rest as usize]));
         }
         self.unsure.add(pieces, cpu.vm.pages.all_know(&cpu.vm.code.presence));
-        cpu.t0.unsure = !self.unsure.is_empty();
+        cpu.env.jit.unsure = (!self.unsure.is_empty()).into();
         Ok(Made { block, second, sources })
     }
 }

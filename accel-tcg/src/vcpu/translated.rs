@@ -100,7 +100,7 @@ impl SoftVcpu {
                     if exit.is_some() || !self.cpu.undisturbed() {
                         return exit;
                     }
-                    if self.cpu.t0.unsure {
+                    if self.cpu.env.jit.unsure != 0 {
                         self.confirm(cache);
                     }
                 }
