@@ -82,6 +82,10 @@ pub(super) mod sh {
 #[derive(Default)]
 pub(super) struct Buf {
     pub bytes: Vec<u8>,
+    /// What instructions have named since somebody cleared this: a bit for each register that was an operand or an
+    /// implicit destination, not a part of an address, and from bit 16 on one for each guest register in the
+    /// environment. Whoever pushes bytes by hand sees to it himself.
+    pub touched: u32,
 }
 
 impl Extend<u8> for Buf {
@@ -122,9 +126,17 @@ impl Buf {
         self.bytes.extend_from_slice(&v.to_le_bytes());
     }
 
-    /// Prefixes, opcode (bits 15:8 hold 0F for the second map), ModRM. `byte`: 8-bit registers are named.
+    /// An instruction with a register and an operand; see [`Buf::encode`].
     #[inline]
     fn modrm(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm, byte_reg: bool, byte_rm: bool) {
+        self.touched |= 1 << r;
+        self.encode(ty, op, r, rm, byte_reg, byte_rm);
+    }
+
+    /// Prefixes, opcode (bits 15:8 hold 0F for the second map), ModRM. `byte`: 8-bit registers are named. `r` may also be
+    /// the instruction's number in its group.
+    #[inline]
+    fn encode(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm, byte_reg: bool, byte_rm: bool) {
         if ty == Ty::I16 {
             self.push(0x66);
         }
@@ -150,6 +162,13 @@ impl Buf {
     /// ModRM, SIB and displacement.
     #[inline]
     pub fn operand(&mut self, r: Reg, rm: Rm) {
+        match rm {
+            Rm::Reg(n) => self.touched |= 1 << n,
+            Rm::Mem(Mem { base: reg::RSP, index: None, disp: d @ 0..128 }) => {
+                self.touched |= 1 << (16 + d / 8)
+            }
+            Rm::Mem(_) => {}
+        }
         let r = (r & 7) << 3;
         match rm {
             Rm::Reg(n) => self.push(0xc0 | r | n & 7),
@@ -201,13 +220,13 @@ impl Buf {
     /// `op rm, imm`; `imm` must be a sign-extended 32-bit number.
     pub fn alu_rm_i(&mut self, op: u8, ty: Ty, rm: Rm, imm: i32) {
         if ty == Ty::I8 {
-            self.modrm(ty, 0x80, op, rm, false, true);
+            self.encode(ty, 0x80, op, rm, false, true);
             self.push(imm as u8);
         } else if i32::from(imm as i8) == imm || (ty == Ty::I16 && i16::from(imm as i8) == imm as i16) {
-            self.modrm(ty, 0x83, op, rm, false, false);
+            self.encode(ty, 0x83, op, rm, false, false);
             self.push(imm as u8);
         } else {
-            self.modrm(ty, 0x81, op, rm, false, false);
+            self.encode(ty, 0x81, op, rm, false, false);
             if ty == Ty::I16 {
                 self.bytes.extend_from_slice(&(imm as i16).to_le_bytes());
             } else {
@@ -220,10 +239,10 @@ impl Buf {
     }
     pub fn test_rm_i(&mut self, ty: Ty, rm: Rm, imm: i32) {
         if ty == Ty::I8 {
-            self.modrm(ty, 0xf6, 0, rm, false, true);
+            self.encode(ty, 0xf6, 0, rm, false, true);
             self.push(imm as u8);
         } else {
-            self.modrm(ty, 0xf7, 0, rm, false, false);
+            self.encode(ty, 0xf7, 0, rm, false, false);
             if ty == Ty::I16 {
                 self.bytes.extend_from_slice(&(imm as i16).to_le_bytes());
             } else {
@@ -247,6 +266,7 @@ impl Buf {
     }
     /// Any 64-bit constant, flags untouched.
     pub fn mov_imm(&mut self, d: Reg, v: u64) {
+        self.touched |= 1 << d;
         if v >> 32 == 0 {
             if d >= 8 {
                 self.push(0x41);
@@ -254,7 +274,7 @@ impl Buf {
             self.push(0xb8 | d & 7);
             self.imm32(v as i32);
         } else if v as i64 == i64::from(v as i32) {
-            self.modrm(Ty::I64, 0xc7, 0, Rm::Reg(d), false, false);
+            self.encode(Ty::I64, 0xc7, 0, Rm::Reg(d), false, false);
             self.imm32(v as i32);
         } else {
             self.push(0x48 | d >> 3);
@@ -265,10 +285,10 @@ impl Buf {
     /// `mov mem, imm`, sign-extended from 32 bits.
     pub fn mov_m_i(&mut self, ty: Ty, m: Mem, v: i32) {
         if ty == Ty::I8 {
-            self.modrm(ty, 0xc6, 0, Rm::Mem(m), false, false);
+            self.encode(ty, 0xc6, 0, Rm::Mem(m), false, false);
             self.push(v as u8);
         } else {
-            self.modrm(ty, 0xc7, 0, Rm::Mem(m), false, false);
+            self.encode(ty, 0xc7, 0, Rm::Mem(m), false, false);
             if ty == Ty::I16 {
                 self.bytes.extend_from_slice(&(v as i16).to_le_bytes());
             } else {
@@ -300,10 +320,11 @@ impl Buf {
     }
     /// The second opcode map with a sized opcode (XADD, CMPXCHG).
     pub fn map1_sized(&mut self, ty: Ty, op: u8, r: Reg, rm: Rm) {
+        self.touched |= 1 << reg::RAX;
         self.sized(ty, MAP1 | u16::from(op), r, rm);
     }
     pub fn setcc(&mut self, c: Cond, rm: Rm) {
-        self.modrm(Ty::I8, MAP1 | 0x90 | c as u16, 0, rm, false, true);
+        self.encode(Ty::I8, MAP1 | 0x90 | c as u16, 0, rm, false, true);
     }
     pub fn cmov(&mut self, c: Cond, ty: Ty, r: Reg, rm: Rm) {
         self.modrm(ty, MAP1 | 0x40 | c as u16, r, rm, false, false);
@@ -314,25 +335,28 @@ impl Buf {
     /// F6/F7 group: 2 NOT, 3 NEG, 4 MUL, 5 IMUL, 6 DIV, 7 IDIV.
     pub fn group3(&mut self, n: u8, ty: Ty, rm: Rm) {
         let byte = ty == Ty::I8;
-        self.modrm(ty, 0xf6 | u16::from(!byte), n, rm, false, byte);
+        if n >= 4 {
+            self.touched |= 1 << reg::RAX | 1 << reg::RDX;
+        }
+        self.encode(ty, 0xf6 | u16::from(!byte), n, rm, false, byte);
     }
     /// INC (0) and DEC (1).
     pub fn group4(&mut self, n: u8, ty: Ty, rm: Rm) {
         let byte = ty == Ty::I8;
-        self.modrm(ty, 0xfe | u16::from(!byte), n, rm, false, byte);
+        self.encode(ty, 0xfe | u16::from(!byte), n, rm, false, byte);
     }
     pub fn shift_i(&mut self, n: u8, ty: Ty, rm: Rm, count: u8) {
         let byte = ty == Ty::I8;
         if count == 1 {
-            self.modrm(ty, 0xd0 | u16::from(!byte), n, rm, false, byte);
+            self.encode(ty, 0xd0 | u16::from(!byte), n, rm, false, byte);
         } else {
-            self.modrm(ty, 0xc0 | u16::from(!byte), n, rm, false, byte);
+            self.encode(ty, 0xc0 | u16::from(!byte), n, rm, false, byte);
             self.push(count);
         }
     }
     pub fn shift_cl(&mut self, n: u8, ty: Ty, rm: Rm) {
         let byte = ty == Ty::I8;
-        self.modrm(ty, 0xd2 | u16::from(!byte), n, rm, false, byte);
+        self.encode(ty, 0xd2 | u16::from(!byte), n, rm, false, byte);
     }
     pub fn imul(&mut self, ty: Ty, d: Reg, rm: Rm) {
         self.map1(ty, 0xaf, d, rm);
@@ -354,13 +378,14 @@ impl Buf {
         self.sized(ty, 0x86, r, rm);
     }
     pub fn bswap(&mut self, ty: Ty, r: Reg) {
+        self.touched |= 1 << r;
         self.push(0x40 | u8::from(ty == Ty::I64) << 3 | r >> 3);
         self.push(0x0f);
         self.push(0xc8 | r & 7);
     }
     /// BT (4), BTS (5), BTR (6), BTC (7) with a constant.
     pub fn bt_i(&mut self, n: u8, ty: Ty, rm: Rm, bit: u8) {
-        self.modrm(ty, MAP1 | 0xba, n, rm, false, false);
+        self.encode(ty, MAP1 | 0xba, n, rm, false, false);
         self.push(bit);
     }
     /// BT and its kin with a register.
@@ -378,6 +403,7 @@ impl Buf {
         self.push((!(r >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | map);
         self.push(u8::from(ty == Ty::I64) << 7 | (!v & 15) << 3 | pp);
         self.push(op);
+        self.touched |= 1 << r | 1 << v;
         self.operand(r, rm);
     }
     /// Rotates right by a constant into another register; flags untouched (BMI2).
@@ -394,12 +420,15 @@ impl Buf {
     }
     /// `jcc rel8` forward; returns where the displacement stands.
     pub fn jcc_short(&mut self, c: Cond) -> usize {
+        // What follows need not run.
+        self.touched = u32::MAX;
         self.push(0x70 | c as u8);
         self.push(0);
         self.len() - 1
     }
     /// Lets a short jump lead to here.
     pub fn land(&mut self, at: usize) {
+        self.touched = u32::MAX;
         let d = self.len() - at - 1;
         debug_assert!(d < 128);
         self.bytes[at] = d as u8;
@@ -412,6 +441,7 @@ impl Buf {
     }
     /// `call rel32`.
     pub fn call(&mut self) -> usize {
+        self.touched = u32::MAX;
         self.push(0xe8);
         self.imm32(0);
         self.len() - 4
@@ -425,6 +455,7 @@ impl Buf {
     }
     /// `mov r64, [rip + rel32]`.
     pub fn load_slot(&mut self, d: Reg) -> usize {
+        self.touched |= 1 << d;
         self.push(0x48 | (d >> 3) << 2);
         self.push(0x8b);
         self.push(5 | (d & 7) << 3);
@@ -432,7 +463,7 @@ impl Buf {
         self.len() - 4
     }
     pub fn jmp_rm(&mut self, rm: Rm) {
-        self.modrm(Ty::I32, 0xff, 4, rm, false, false);
+        self.encode(Ty::I32, 0xff, 4, rm, false, false);
     }
 }
 

@@ -12,6 +12,7 @@ pub(super) use access::{STACK, WRITE};
 mod access;
 mod exits;
 mod flags;
+mod near;
 mod ops;
 pub(crate) mod region;
 mod system;
@@ -299,6 +300,10 @@ pub(super) struct Emit<'a> {
     /// Vector and x87 registers are known to be in the host's.
     vectors: bool,
     x87: bool,
+    /// The last look into the TLB, as far as it can be used again.
+    near: Option<near::Near>,
+    /// Index of the running operation.
+    index: usize,
     arena: Option<&'a mut thunk::Arena>,
 }
 
@@ -355,6 +360,8 @@ impl<'a> Emit<'a> {
             crosses,
             vectors: false,
             x87: false,
+            near: None,
+            index: 0,
             arena,
         }
     }
@@ -373,6 +380,7 @@ impl<'a> Emit<'a> {
     /// What is to be known of the block before it is written.
     fn prepare(&mut self) {
         let b = self.b;
+        self.near = None;
         self.uses.clear();
         self.uses.resize(b.temps as usize, 0);
         for o in &b.ops {
@@ -433,7 +441,10 @@ impl<'a> Emit<'a> {
             if done > 0 {
                 i += done;
             } else {
+                let before = self.out.hot.touched;
+                self.index = first + i;
                 self.op(first + i, &group[i]);
+                self.near_moves(&group[i], before);
                 i += 1;
             }
             self.release();
@@ -517,6 +528,7 @@ impl<'a> Emit<'a> {
         self.fl = Fl::Env { carry: None };
         self.host = 0;
         (self.vectors, self.x87) = (false, false);
+        self.near = None;
     }
 
     fn rip_after(&self, insn: Insn) -> u64 {
@@ -806,6 +818,7 @@ impl<'a> Emit<'a> {
             (Some(n), _) | (_, Some(n)) => n,
             _ => return,
         };
+        self.out.hot.touched |= self.place_bit(n);
         if self.fl.uses(n) && self.live[index] & !kills != 0 {
             self.shelter(n);
         }

@@ -1,15 +1,13 @@
 //! Memory: addresses, the inline look into the TLB, and the way out where it does not know.
 
 use super::super::asm::{Mem, Reg, Rm, alu, reg, sh};
-use super::super::stubs::Stub;
+use super::near::{self, Kind};
 use super::{CHECKED, Emit, Hold, Parts, Temp, To, at};
 use crate::ir::{Attr, Cond, Op, Ref, Ty};
-use crate::mmu::tlb::Entry;
 use crate::mode::key;
-use std::mem::offset_of;
 
 /// From an address to the place of its entry, before the mask.
-const SHIFT: u8 = 12 - crate::mmu::tlb::ENTRY_SHIFT as u8;
+pub(super) const SHIFT: u8 = 12 - crate::mmu::tlb::ENTRY_SHIFT as u8;
 
 /// Set in what a slow access is told: it writes.
 pub(in super::super) const WRITE: u32 = 1 << 8;
@@ -177,6 +175,12 @@ impl Emit<'_> {
             Temp::Reg(s) => Some((t, s)),
             _ => None,
         });
+        let kind = Kind { len, write, attr };
+        if own.is_none()
+            && let Some(near) = self.near(p, kind)
+        {
+            return self.check_near(p, near, kind);
+        }
         match own {
             Some((t, s)) => {
                 self.used(a);
@@ -201,33 +205,20 @@ impl Emit<'_> {
             self.fix_hot(j, To::Cold(at));
         }
         let refused = self.options.chaos.one_in(8);
-        let hot = &mut self.out.hot;
-        if self.options.bmi {
-            hot.rorx(Ty::I64, reg::R10, reg::R9, SHIFT);
-        } else {
-            hot.mov(reg::R10, reg::R9);
-            hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), SHIFT);
-        }
-        hot.alu_r_rm(alu::AND, Ty::I32, reg::R10, Rm::Mem(Mem::env(at::TLB_MASK)));
-        let entry =
-            |field: usize| Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 });
-        let tag = entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) });
-        hot.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
-        hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);
-        let j = if refused { hot.jmp() } else { hot.jcc(Cond::A) };
-        hot.mov_r_rm(Ty::I64, reg::R10, entry(offset_of!(Entry, host)));
-        let back = hot.len() as u32;
+        // A store that follows will want to know more.
+        let ahead = !write && own.is_none() && near::store_follows(self.b, self.index, p);
+        let j = near::look(&mut self.out.hot, self.options.bmi, len, write || ahead, refused);
+        let back = self.out.hot.len() as u32;
         self.host = 0;
         self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
-        let cold = &mut self.out.cold;
-        cold.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag);
-        let what = len | if write { WRITE } else { 0 } | if attr.stack() { STACK } else { 0 };
-        cold.mov_imm(reg::R10, what.into());
-        let c = cold.call();
-        self.fix_cold(c, To::Stub(Stub::Slow));
-        self.site();
-        let j = self.out.cold.jmp();
-        self.fix_cold(j, To::Hot(back));
+        match ahead {
+            true => self.only_read(kind, back),
+            false => self.slow_way(kind, back),
+        }
+        match own {
+            Some(_) => self.near = None,
+            None => self.remember(p, Kind { write: write || ahead, ..kind }),
+        }
     }
 
     /// After [`Emit::check`]: the address in r9 alone, which frees r10.

@@ -85,6 +85,7 @@ impl Emit<'_> {
     /// The jump behind it is to be led back.
     fn call_cold(&mut self, helper: *const Helper) -> (u32, usize) {
         let at = self.out.cold.len() as u32;
+        self.near = None;
         self.out.cold.mov_imm(reg::R10, helper as u64);
         let c = self.out.cold.call();
         self.fix_cold(c, To::Stub(Stub::Helper));

@@ -119,6 +119,11 @@ impl Emit<'_> {
             self.out.hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::gpr(n))));
         }
         self.out.hot.bytes.extend_from_slice(&r.bytes);
+        for n in 0..16 {
+            if s.writes >> n & 1 != 0 {
+                self.out.hot.touched |= self.place_bit(n);
+            }
+        }
         if s.writes & 1 << 1 != 0 || s.flags {
             self.host = 0;
         }
