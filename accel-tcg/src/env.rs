@@ -127,7 +127,7 @@ pub struct JitEnv {
     /// Jumps backward until the run loop is to look at one.
     pub hot: u32,
     /// Guest registers whose host registers others have in the running code.
-    pub lent: [u64; 4],
+    pub lent: [u64; 8],
     /// Registers that are in the host's: bit 0 XMM, bit 1 YMM, bit 2 x87.
     pub live: u32,
     /// Not zero: there are translations that other processors may not know of, so that serialising instructions come to

@@ -85,6 +85,8 @@ fn modrm(
         out.push(0x40 | w | (r >> 3) << 2 | x << 1);
         out.extend(opcode);
         let disp = match n.below(20) {
+            // In loops, near others, and sometimes at the page's end.
+            1..=12 if n.1 != ALL => [0x200, 0x200, 0x240, 0xfc0][n.below(4) as usize] + n.below(0x50),
             0 => 0xff8 + n.below(16),
             1 => n.below(0x4000),
             _ => n.below(0xf00),

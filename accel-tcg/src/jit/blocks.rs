@@ -446,9 +446,11 @@ impl Jit {
         let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
         let site = b.sites[n];
         for (n, l) in b.lent.iter().enumerate() {
-            let (guest, lender) = (usize::from(l.guest & 15), usize::from(l.lender & 15));
-            cpu.env.gpr[guest] = cpu.env.gpr[lender];
-            cpu.env.gpr[lender] = cpu.env.jit.lent[n & 3];
+            let lender = usize::from(l.lender & 15);
+            if l.guest != Lent::NOBODY {
+                cpu.env.gpr[usize::from(l.guest & 15)] = cpu.env.gpr[lender];
+            }
+            cpu.env.gpr[lender] = cpu.env.jit.lent[n & 7];
         }
         if let Some(r) = b.recipes.get(usize::from(site.recipe)) {
             apply(cpu, *r);

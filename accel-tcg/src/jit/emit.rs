@@ -12,6 +12,7 @@ pub(super) use access::{STACK, WRITE};
 mod access;
 mod exits;
 mod flags;
+mod groups;
 mod near;
 mod ops;
 pub(crate) mod region;
@@ -143,13 +144,18 @@ pub(super) struct Site {
     pub recipe: u16,
 }
 
+impl Lent {
+    pub const NOBODY: u8 = 255;
+}
+
 impl Site {
     pub const AT_HOME: u16 = u16::MAX;
 }
 
-/// A guest register that is in the host register of another one, which the code has no use for.
+/// A host register whose guest register the code has no use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lent {
+    /// The guest register that is there instead, or [`Lent::NOBODY`] for what is the code's own.
     pub guest: u8,
     pub lender: u8,
 }
@@ -437,12 +443,12 @@ impl<'a> Emit<'a> {
         }
         let mut i = 0;
         while i < n {
+            self.index = first + i;
             let done = self.pattern(first + i, &group[i..]);
             if done > 0 {
                 i += done;
             } else {
                 let before = self.out.hot.touched;
-                self.index = first + i;
                 self.op(first + i, &group[i]);
                 self.near_moves(&group[i], before);
                 i += 1;
@@ -529,6 +535,9 @@ impl<'a> Emit<'a> {
         self.host = 0;
         (self.vectors, self.x87) = (false, false);
         self.near = None;
+        if let Some(r) = &mut self.region {
+            r.groups().close();
+        }
     }
 
     fn rip_after(&self, insn: Insn) -> u64 {

@@ -1,6 +1,7 @@
 //! Memory: addresses, the inline look into the TLB, and the way out where it does not know.
 
-use super::super::asm::{Mem, Reg, Rm, alu, reg, sh};
+use super::super::asm::{Buf, Mem, Reg, Rm, alu, reg, sh};
+use super::groups::{First, Role};
 use super::near::{self, Kind};
 use super::{CHECKED, Emit, Hold, Parts, Temp, To, at};
 use crate::ir::{Attr, Cond, Op, Ref, Ty};
@@ -13,6 +14,13 @@ pub(super) const SHIFT: u8 = 12 - crate::mmu::tlb::ENTRY_SHIFT as u8;
 pub(in super::super) const WRITE: u32 = 1 << 8;
 /// Set if the address was made with the stack segment.
 pub(in super::super) const STACK: u32 = 1 << 9;
+
+/// An address that was computed or was not.
+#[derive(Clone, Copy)]
+enum Place {
+    Reg(Reg),
+    Parts(Parts),
+}
 
 impl Emit<'_> {
     pub(super) fn parts_of(&mut self, r: Ref) -> Parts {
@@ -181,32 +189,57 @@ impl Emit<'_> {
         {
             return self.check_near(p, near, kind);
         }
-        match own {
-            Some((t, s)) => {
-                self.used(a);
-                if self.uses[t as usize] > 0 {
-                    // It is wanted again.
-                    self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::temp(t))), s);
-                    self.temps[t as usize] = Temp::Spilled;
-                }
+        if let Some((t, s)) = own {
+            self.used(a);
+            if self.uses[t as usize] > 0 {
+                // It is wanted again.
+                self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::temp(t))), s);
+                self.temps[t as usize] = Temp::Spilled;
+            }
+        }
+        let place = own.map_or(Place::Parts(p), |(_, s)| Place::Reg(s));
+        match self.role(kind) {
+            None => self.check_alone(place, kind),
+            Some(Role::First(group)) => self.check_for_all(place, group, kind),
+            Some(Role::Next { base, offset }) => self.check_by(place, (base, offset), kind),
+        }
+    }
+
+    /// Brings an address into r9.
+    fn bring(&mut self, place: Place) {
+        match place {
+            Place::Reg(s) => {
                 self.hold = [Hold::Op; 2];
                 self.out.hot.mov(reg::R9, s);
             }
-            None => {
+            Place::Parts(p) => {
                 self.hold = [Hold::Op, Hold::Free];
                 self.address_into(reg::R9, p, Ty::I64);
                 self.hold = [Hold::Op; 2];
             }
         }
-        if attr.aligned() {
-            self.out.hot.test_rm_i(Ty::I8, Rm::Reg(reg::R9), len as i32 - 1);
+    }
+
+    /// The address in r9 must be a multiple of the access's length, if that matters.
+    fn check_alignment(&mut self, kind: Kind) {
+        if kind.attr.aligned() {
+            self.out.hot.test_rm_i(Ty::I8, Rm::Reg(reg::R9), kind.len as i32 - 1);
             let at = self.bail();
             let j = self.out.hot.jcc(Cond::Nz);
             self.fix_hot(j, To::Cold(at));
         }
+    }
+
+    fn check_alone(&mut self, place: Place, kind: Kind) {
+        self.bring(place);
+        self.check_alignment(kind);
+        let Kind { len, write, .. } = kind;
         let refused = self.options.chaos.one_in(8);
         // A store that follows will want to know more.
-        let ahead = !write && own.is_none() && near::store_follows(self.b, self.index, p);
+        let ahead = match place {
+            Place::Parts(p) => !write && near::store_follows(self.b, self.index, p),
+            Place::Reg(_) => false,
+        };
         let j = near::look(&mut self.out.hot, self.options.bmi, len, write || ahead, refused);
         let back = self.out.hot.len() as u32;
         self.host = 0;
@@ -215,10 +248,65 @@ impl Emit<'_> {
             true => self.only_read(kind, back),
             false => self.slow_way(kind, back),
         }
-        match own {
-            Some(_) => self.near = None,
-            None => self.remember(p, Kind { write: write || ahead, ..kind }),
+        match place {
+            Place::Reg(_) => self.near = None,
+            Place::Parts(p) => self.remember(p, Kind { write: write || ahead, ..kind }),
         }
+    }
+
+    /// An access near others to come, whose bytes are checked too. The group's register then has where they are, or
+    /// zero if they have no place in common.
+    fn check_for_all(&mut self, place: Place, group: First, kind: Kind) {
+        let First { before, len, write, keep } = group;
+        let step = |buf: &mut Buf, by: i64| {
+            if before != 0 {
+                buf.lea(Ty::I64, reg::R9, Mem::base(reg::R9, by as i32));
+            }
+        };
+        self.bring(place);
+        self.check_alignment(kind);
+        let (bmi, refused) = (self.options.bmi, self.options.chaos.one_in(8));
+        step(&mut self.out.hot, -before);
+        let missed = near::look(&mut self.out.hot, bmi, len, write, refused);
+        self.out.hot.lea(Ty::I64, keep, CHECKED);
+        step(&mut self.out.hot, before);
+        let back = self.out.hot.len() as u32;
+        self.host = 0;
+        self.fix_hot(missed, To::Cold(self.out.cold.len() as u32));
+        self.out.cold.alu_r_rm(alu::XOR, Ty::I64, reg::R9, near::tag(write));
+        step(&mut self.out.cold, before);
+        self.out.cold.alu_r_rm(alu::XOR, Ty::I32, keep, Rm::Reg(keep));
+        let missed = near::look(&mut self.out.cold, bmi, kind.len, kind.write, refused);
+        let j = self.out.cold.jmp();
+        self.fix_cold(j, To::Hot(back));
+        self.fix_cold(missed, To::Cold(self.out.cold.len() as u32));
+        self.slow_way(kind, back);
+        match place {
+            Place::Reg(_) => self.near = None,
+            Place::Parts(p) => self.remember(p, kind),
+        }
+    }
+
+    /// An access whose bytes were checked before, if the register `base` is not zero.
+    fn check_by(&mut self, place: Place, (base, offset): (Reg, i32), kind: Kind) {
+        self.out.hot.test_rm_r(Ty::I64, Rm::Reg(base), base);
+        let apart = self.out.hot.jcc(Cond::Z);
+        self.host = 0;
+        self.fix_hot(apart, To::Cold(self.out.cold.len() as u32));
+        self.out.hot.mov(reg::R10, base);
+        self.out.hot.mov_imm(reg::R9, offset as u32 as u64);
+        let back = self.out.hot.len() as u32;
+        std::mem::swap(&mut self.out.hot, &mut self.out.cold);
+        self.bring(place);
+        std::mem::swap(&mut self.out.hot, &mut self.out.cold);
+        let (bmi, refused) = (self.options.bmi, self.options.chaos.one_in(8));
+        let missed = near::look(&mut self.out.cold, bmi, kind.len, kind.write, refused);
+        let found = self.out.cold.jmp();
+        self.fix_cold(found, To::Hot(back));
+        self.fix_cold(missed, To::Cold(self.out.cold.len() as u32));
+        self.slow_way(kind, back);
+        self.near = None;
+        self.hold = [Hold::Op; 2];
     }
 
     /// After [`Emit::check`]: the address in r9 alone, which frees r10.

@@ -58,7 +58,8 @@ fn entry(field: usize) -> Rm {
     Rm::Mem(Mem { base: reg::R11, index: Some((reg::R10, 0)), disp: field as i32 })
 }
 
-fn tag(write: bool) -> Rm {
+/// The tag of the entry that r10 has the displacement of.
+pub(super) fn tag(write: bool) -> Rm {
     entry(if write { offset_of!(Entry, tag_w) } else { offset_of!(Entry, tag_r) })
 }
 

@@ -6,17 +6,20 @@
 //! peeled off by itself, and the others start with what the jump back to them knows.
 //!
 //! Guest registers without a host register of their own borrow those of guest registers that the region has no use
-//! for. Wherever code is called or left, everybody is back in place; sites in the middle are put right by whoever
+//! for; more of those hold addresses of memory ([`super::groups`]). Wherever code is called or left, everybody is back in place; sites in the middle are put right by whoever
 //! takes over there (`Jit::settle`).
 
-use super::super::asm::{Mem, Rm, alu, reg};
+use super::super::asm::{Mem, Reg, Rm, alu, reg};
 use super::super::stubs::Stub;
+use super::groups::Groups;
 use super::{Block, Emit, Fl, Lent, Options, Output, To, at, canonical, code};
 use crate::interp::thunk;
 use crate::ir::{Cond, Opcode, Ty};
 
 /// States that a part is written for, beside the one that knows nothing.
 const STATES: usize = 2;
+/// Host registers that are lent at most.
+const LENT: usize = 8;
 /// Guest registers that can borrow: those without a host register.
 const BORROWERS: [u8; 4] = [9, 10, 11, 15];
 
@@ -72,12 +75,19 @@ pub(super) struct Region<'a> {
     /// The version that is fallen into.
     next: Option<usize>,
     part: usize,
+    /// Accesses of each part that are checked together.
+    groups: Vec<Groups>,
 }
 
 impl Region<'_> {
     fn label(&mut self) -> u32 {
         self.labels.push(u32::MAX);
         self.labels.len() as u32 - 1
+    }
+
+    /// The present part's groups.
+    pub(super) fn groups(&mut self) -> &mut Groups {
+        &mut self.groups[self.part]
     }
 }
 
@@ -113,6 +123,7 @@ impl<'a> Emit<'a> {
             labels: Vec::new(),
             next: None,
             part: 0,
+            groups: parts.iter().map(|_| Groups::default()).collect(),
         });
         e.lend();
         e.borrow();
@@ -172,34 +183,56 @@ impl<'a> Emit<'a> {
         }
         let mut wants: Vec<u8> = BORROWERS.into_iter().filter(|n| uses[usize::from(*n)] > 0).collect();
         wants.sort_by_key(|n| std::cmp::Reverse(uses[usize::from(*n)]));
-        let lenders = (0..16u8).filter(|n| canonical(*n).is_some() && uses[usize::from(*n)] == 0);
-        for (guest, lender) in wants.into_iter().zip(lenders) {
+        let mut lenders = (0..16u8).filter(|n| canonical(*n).is_some() && uses[usize::from(*n)] == 0);
+        for guest in wants {
+            let Some(lender) = lenders.next() else { return };
             self.map[usize::from(guest)] = canonical(lender);
             self.map[usize::from(lender)] = None;
             self.out.lent.push(Lent { guest, lender });
         }
+        // What is left holds addresses.
+        let mut groups: Vec<Groups> = Vec::with_capacity(parts.len());
+        for b in parts {
+            self.b = b;
+            groups.push(self.groups_of(b));
+        }
+        self.b = &parts[0];
+        let wanted = self.pointers_wanted(&groups).min(LENT - self.out.lent.len());
+        let pool: Vec<u8> = lenders.take(wanted).collect();
+        for lender in &pool {
+            self.map[usize::from(*lender)] = None;
+            self.out.lent.push(Lent { guest: Lent::NOBODY, lender: *lender });
+        }
+        let pool: Vec<Reg> = pool.into_iter().filter_map(canonical).collect();
+        Self::allot_pointers(&mut groups, &pool);
+        self.region_mut().groups = groups;
     }
 
-    fn each_lent(&mut self, mut f: impl FnMut(&mut super::Buf, u8, Mem, Mem)) {
+    fn each_lent(&mut self, mut f: impl FnMut(&mut super::Buf, u8, Option<Rm>, Rm)) {
         for (n, l) in self.out.lent.iter().enumerate() {
             let host = canonical(l.lender).unwrap_or(reg::R9);
-            f(&mut self.out.hot, host, Mem::env(at::gpr(l.guest)), Mem::env(at::lent(n)));
+            let guest = (l.guest != Lent::NOBODY).then(|| Rm::Mem(Mem::env(at::gpr(l.guest))));
+            f(&mut self.out.hot, host, guest, Rm::Mem(Mem::env(at::lent(n))));
         }
     }
 
     /// Guest registers take what they borrow. The host's flags stay.
     pub(super) fn borrow(&mut self) {
         self.each_lent(|hot, host, guest, lent| {
-            hot.mov_rm_r(Ty::I64, Rm::Mem(lent), host);
-            hot.mov_r_rm(Ty::I64, host, Rm::Mem(guest));
+            hot.mov_rm_r(Ty::I64, lent, host);
+            if let Some(guest) = guest {
+                hot.mov_r_rm(Ty::I64, host, guest);
+            }
         });
     }
 
     /// Everybody goes back in place. The host's flags stay.
     pub(super) fn give_back(&mut self) {
         self.each_lent(|hot, host, guest, lent| {
-            hot.mov_rm_r(Ty::I64, Rm::Mem(guest), host);
-            hot.mov_r_rm(Ty::I64, host, Rm::Mem(lent));
+            if let Some(guest) = guest {
+                hot.mov_rm_r(Ty::I64, guest, host);
+            }
+            hot.mov_r_rm(Ty::I64, host, lent);
         });
     }
 
@@ -256,6 +289,7 @@ impl<'a> Emit<'a> {
         v.written = true;
         let (part, state, label) = (v.part, v.state, v.label);
         self.come_from(part, state);
+        self.region_mut().groups().close();
         self.bind(label);
         if self.options.counted {
             let insns = self.b.insns.len() as i32;

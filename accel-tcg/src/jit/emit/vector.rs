@@ -53,6 +53,19 @@ impl Emit<'_> {
         self.rename(o).map_or(0, |r| u32::from(r.shape.reads | r.shape.writes))
     }
 
+    /// General registers that an opaque instruction changes, as a set; all of them if the interpreter runs it.
+    pub(super) fn opaque_writes(&self, o: &Op) -> u32 {
+        self.rename(o).map_or(u32::MAX, |r| r.shape.writes.into())
+    }
+
+    /// Bytes of memory that a vector instruction touches, and whether it writes them.
+    pub(super) fn opaque_access(&self, o: &Op) -> Option<(u32, bool)> {
+        let r = self.rename(o)?;
+        let plain =
+            r.way == Way::Renamed && !matches!(r.shape.unit, Unit::X87 | Unit::Mmx) && !r.shape.control;
+        (plain && r.shape.mem != 0).then_some((r.shape.mem.into(), r.shape.write))
+    }
+
     fn rename(&self, o: &Op) -> Option<Ready> {
         let b = self.b;
         if b.key & key::FPX != 0 {
