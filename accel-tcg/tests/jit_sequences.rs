@@ -711,6 +711,38 @@ fn loops_end_as_they_do_on_the_interpreter() {
 }
 
 #[test]
+fn jumps_that_must_not_be_leave_everything_in_place() {
+    if let Err(e) = anura_accel_tcg::generated_code() {
+        println!("skipped: this host gives no memory for generated code: {e}");
+        return;
+    }
+    let mut n = Numbers(seed(), ALL);
+    let mut interp = Side::new(&Interp);
+    let mut jit = Side::new(&JitEngine::default());
+    let base = base(&interp.bed);
+    // At the end of each a HLT, which some of the targets are.
+    let codes: [&[u8]; 5] = [
+        &[0x50, 0xc3, 0xf4],                   // push rax; ret
+        &[0x50, 0xc2, 0x18, 0x00, 0xf4],       // push rax; ret 24
+        &[0xff, 0xe0, 0xf4],                   // jmp rax
+        &[0xff, 0xd0, 0xf4],                   // call rax
+        &[0x48, 0x89, 0x03, 0xff, 0x23, 0xf4], // mov [rbx], rax; jmp [rbx]
+    ];
+    for code in codes {
+        let halt = CODE + code.len() as u64 - 1;
+        for target in [halt, 1 << 47, !0, (1 << 63) | halt, 0xffff_7fff_ffff_ffff, halt, 1 << 46, 1 << 47] {
+            let mut state = start(&mut n, &base);
+            state.gpr[0] = target;
+            let data: Vec<u8> = (0..0x7000).map(|_| n.next() as u8).collect();
+            let (e1, s1, d1) = interp.run(code, &data, &state, Budget::Unlimited);
+            let (e2, s2, d2) = jit.run(code, &data, &state, Budget::Unlimited);
+            assert_eq!(format!("{e1:?}"), format!("{e2:?}"), "{code:x?} to {target:x}");
+            assert!(s1 == s2 && d1 == d2, "{code:x?} to {target:x}: {:x} {:x}", s1.rip, s2.rip);
+        }
+    }
+}
+
+#[test]
 fn budgets_end_sequences_where_they_do_on_the_interpreter() {
     if let Err(e) = anura_accel_tcg::generated_code() {
         println!("skipped: this host gives no memory for generated code: {e}");

@@ -306,6 +306,8 @@ pub(super) struct Emit<'a> {
     /// Vector and x87 registers are known to be in the host's.
     vectors: bool,
     x87: bool,
+    /// The RIP that comes next was not checked, and RSP has been moved by this.
+    unchecked: Option<i32>,
     /// The last look into the TLB, as far as it can be used again.
     near: Option<near::Near>,
     /// Index of the running operation.
@@ -366,6 +368,7 @@ impl<'a> Emit<'a> {
             crosses,
             vectors: false,
             x87: false,
+            unchecked: None,
             near: None,
             index: 0,
             arena,

@@ -77,8 +77,12 @@ impl Emit<'_> {
         hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
         hot.alu_rm_i(CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
         let polled = hot.jcc(Cond::Nz);
-        hot.mov(reg::R10, reg::R9);
-        hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 12);
+        if self.options.bmi {
+            hot.rorx(Ty::I64, reg::R10, reg::R9, 12);
+        } else {
+            hot.mov(reg::R10, reg::R9);
+            hot.shift_i(sh::SHR, Ty::I64, Rm::Reg(reg::R10), 12);
+        }
         hot.alu_r_rm(XOR, Ty::I32, reg::R10, Rm::Reg(reg::R9));
         hot.alu_rm_i(AND, Ty::I32, Rm::Reg(reg::R10), home::JUMPS as i32 - 1);
         hot.shift_i(sh::SHL, Ty::I32, Rm::Reg(reg::R10), 5);
@@ -91,19 +95,39 @@ impl Emit<'_> {
         hot.alu_r_rm(CMP, Ty::I64, reg::R9, Rm::Mem(Mem::env(tag)));
         let old = hot.jcc(Cond::Nz);
         hot.jmp_rm(entry(16));
-        let cold = &mut self.out.cold;
-        let at_polled = cold.len() as u32;
-        cold.mov_imm(reg::R10, code::POLL.into());
-        let j1 = cold.jmp();
-        let at_old = cold.len() as u32;
-        cold.mov_r_rm(Ty::I64, reg::R9, entry(0));
-        let at_missed = cold.len() as u32;
-        cold.mov_imm(reg::R10, code::LOOKUP.into());
-        let j2 = cold.jmp();
+        let unchecked = self.unchecked.take();
+        let at_polled = self.out.cold.len() as u32;
+        self.check_in_cold(unchecked);
+        self.out.cold.mov_imm(reg::R10, code::POLL.into());
+        let j1 = self.out.cold.jmp();
+        let at_old = self.out.cold.len() as u32;
+        self.out.cold.mov_r_rm(Ty::I64, reg::R9, entry(0));
+        let at_missed = self.out.cold.len() as u32;
+        self.check_in_cold(unchecked);
+        self.out.cold.mov_imm(reg::R10, code::LOOKUP.into());
+        let j2 = self.out.cold.jmp();
         self.fix_hot(polled, To::Cold(at_polled));
         self.fix_hot(missed, To::Cold(at_missed));
         self.fix_hot(old, To::Cold(at_old));
         self.fix_cold(j1, To::Stub(Stub::Exit));
         self.fix_cold(j2, To::Stub(Stub::Exit));
+    }
+
+    /// The check of the RIP in r9 that the hot part left out, if it did: otherwise the instruction is the interpreter's.
+    fn check_in_cold(&mut self, unchecked: Option<i32>) {
+        let Some(moved) = unchecked else { return };
+        let cold = &mut self.out.cold;
+        cold.mov(reg::R10, reg::R9);
+        cold.shift_i(sh::SHL, Ty::I64, Rm::Reg(reg::R10), 16);
+        cold.shift_i(sh::SAR, Ty::I64, Rm::Reg(reg::R10), 16);
+        cold.alu_r_rm(alu::CMP, Ty::I64, reg::R10, Rm::Reg(reg::R9));
+        let fine = cold.jcc(Cond::Z);
+        if moved != 0
+            && let Some(rsp) = self.pin(4)
+        {
+            self.out.cold.lea(Ty::I64, rsp, Mem::base(rsp, -moved));
+        }
+        self.bail();
+        self.fix_cold(fine, To::Cold(self.out.cold.len() as u32));
     }
 }

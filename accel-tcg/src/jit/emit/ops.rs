@@ -122,6 +122,9 @@ impl Emit<'_> {
             self.cmpxchg(index, o);
             return rest.iter().position(|o| o.op == Select).map_or(rest.len(), |n| n + 1);
         }
+        if o.op == ChkRip && self.defers_check(rest) {
+            return 1;
+        }
         // XADD and XCHG with memory.
         if matches!(o.op, RmwAdd | RmwXchg)
             && o.dst.as_temp().is_some_and(|t| self.uses[t as usize] > 0)
@@ -1315,6 +1318,32 @@ impl Emit<'_> {
                 *h = Hold::Op;
             }
         }
+    }
+
+    /// Leaves the check of a new RIP to where nobody knows it yet: what the table of jumps knows may become RIP. That is
+    /// possible if all that happens until then can be undone.
+    fn defers_check(&mut self, rest: &[Op]) -> bool {
+        let chk = &rest[0];
+        if self.b.key & crate::mode::key::L64 == 0 || self.b.const_value(chk.a).is_some() {
+            return false;
+        }
+        let moved = match rest[1..] {
+            [jump] if jump.op == Opcode::JmpInd && jump.a == chk.a => Some(0),
+            [add, jump]
+                if jump.op == Opcode::JmpInd
+                    && jump.a == chk.a
+                    && add.op == Opcode::Add
+                    && (add.dst, add.a) == (Ref::gpr(4), Ref::gpr(4)) =>
+            {
+                self.imm(add.b, Ty::I64)
+            }
+            _ => None,
+        };
+        self.unchecked = moved;
+        if moved.is_some() {
+            self.used(chk.a);
+        }
+        moved.is_some()
     }
 
     /// Gives the instruction to the interpreter unless the value may become RIP.
