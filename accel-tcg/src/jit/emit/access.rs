@@ -170,7 +170,10 @@ impl Emit<'_> {
 
     /// Translates the address `a` for an access of `len` bytes: afterwards it is at [`CHECKED`].
     pub(super) fn check(&mut self, a: Ref, len: u32, write: bool, attr: Attr) {
-        let p = self.parts_of(a);
+        let mut p = self.parts_of(a);
+        if let Some(v) = self.b.const_value(p.a) {
+            (p.a, p.disp) = (Ref::NONE, p.disp.wrapping_add(v as i64));
+        }
         // Both scratch registers are needed.
         for n in 0..2 {
             if let Hold::Temp(t) = self.hold[n]

@@ -227,6 +227,10 @@ impl Emit<'_> {
         let only_result = reads & (flag::CF | flag::OF) == 0;
         self.host = flag::ALL;
         match k {
+            kind::LAHF if reads == flag::CF => {
+                self.out.hot.bt_i(4, Ty::I32, Rm::Mem(Mem::env(at::CC_A)), 8);
+                self.host = flag::CF;
+            }
             kind::LAHF => {
                 let s = self.scratch();
                 let hot = &mut self.out.hot;
@@ -335,6 +339,13 @@ impl Emit<'_> {
         if let Fl::Known { kind: kind::LOGIC | kind::ZERO, .. } = self.fl {
             self.out.hot.mov_m_i(Ty::I8, Mem::env(at::CC_B), 0);
             return;
+        }
+        if let Fl::Known { kind: kind::LAHF, .. } = self.fl {
+            // Only the lowest bit counts.
+            let s = self.scratch();
+            self.out.hot.movzx(s, Ty::I8, Rm::Mem(Mem::env(at::CC_A + 1)));
+            self.out.hot.mov_rm_r(Ty::I8, Rm::Mem(Mem::env(at::CC_B)), s);
+            return self.unscratch(s);
         }
         if self.fl != (Fl::Env { carry: None }) && self.can_test(Cond::B, true) {
             self.test(Cond::B);

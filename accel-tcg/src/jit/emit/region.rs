@@ -13,6 +13,7 @@ use super::super::asm::{Mem, Reg, Rm, alu, reg};
 use super::super::stubs::Stub;
 use super::groups::Groups;
 use super::{Block, Emit, Fl, Lent, Options, Output, To, at, canonical, code};
+use crate::interp::flags::kind;
 use crate::interp::thunk;
 use crate::ir::{Cond, Opcode, Ty};
 
@@ -253,6 +254,8 @@ impl<'a> Emit<'a> {
 
     fn state(&self) -> State {
         let fl = match self.fl {
+            // All of it is in the environment, and CF is cheap to have from there.
+            fl @ Fl::Known { kind: kind::LAHF, .. } => fl,
             Fl::Known { stored: true, .. } => State::NOTHING.fl,
             fl => fl,
         };
