@@ -192,3 +192,13 @@ fn flags_that_come_from_memory_are_tested_like_others() {
     let end = agree("qemu64", code, "f4", |s| s.gpr[10] = 0xdead_beef_8765_4321);
     assert_eq!(end.gpr[0] >> 3, 0x202);
 }
+
+#[test]
+fn rf_is_gone_after_the_instruction_that_iretq_leads_to() {
+    // mov rax, rsp; push 18h; push rax; push 10002h; push 10h; push next; iretq; next: nop; pushfq; pop rbx;
+    // mov rax, rsp; push 18h; push rax; push 10002h; push 10h; push bad; iretq; bad: mov cl, [7fffff00h]
+    let code = "4889e0 6a18 50 6802000100 6a10 6814000100 48cf 90 9c 5b
+                4889e0 6a18 50 6802000100 6a10 682b000100 48cf 8a0c2500ffff7f";
+    let end = agree("qemu64", code, "f4", |_| {});
+    assert_eq!((vector(&end), end.gpr[3] >> 16 & 1, end.rflags >> 16 & 1), (14, 0, 0));
+}

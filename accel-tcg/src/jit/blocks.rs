@@ -381,10 +381,7 @@ impl Jit {
         if self.index.get(&(b.host, b.rip, b.key)) == Some(&id) {
             self.index.remove(&(b.host, b.rip, b.key));
         }
-        let j = &mut home.jumps()[Home::jump_index(b.rip)];
-        if j.code == b.entry {
-            j.forget();
-        }
+        home.forget_jump(b.rip, b.entry);
     }
 
     fn unlink(&self, slot: u32, entry: u64) {

@@ -60,6 +60,8 @@ struct Layouted {
     stack: [u8; STACK],
     cpu: Cpu,
     jumps: [Jump; JUMPS],
+    /// What was driven out of `jumps`.
+    victims: [Jump; JUMPS],
 }
 
 /// Displacement of the jump cache from the environment.
@@ -94,23 +96,70 @@ impl Home {
         unsafe { &raw mut (*self.0.as_ptr()).cpu }
     }
 
-    /// The jump cache.
+    /// The jump cache, and what was driven out of it.
     #[inline(always)]
-    pub fn jumps(&mut self) -> &mut [Jump; JUMPS] {
-        // SAFETY: initialised by `new`.
-        unsafe { &mut (*self.0.as_ptr()).jumps }
+    fn jumps(&mut self) -> (&mut [Jump; JUMPS], &mut [Jump; JUMPS]) {
+        // SAFETY: initialised by `new`; two fields.
+        unsafe { (&mut (*self.0.as_ptr()).jumps, &mut (*self.0.as_ptr()).victims) }
+    }
+
+    /// What is known of RIP. The tag may be an old one.
+    #[inline]
+    pub fn jump(&mut self, rip: u64) -> Option<Jump> {
+        let (jumps, victims) = self.jumps();
+        let known = jumps[Self::jump_index(rip)];
+        if known.rip == rip && known.tag != 0 {
+            return Some(known);
+        }
+        let victim = &mut victims[Self::victim_index(rip)];
+        let known = *victim;
+        if known.rip != rip || known.tag == 0 {
+            return None;
+        }
+        victim.forget();
+        self.set_jump(known);
+        Some(known)
+    }
+
+    /// Makes a jump known.
+    #[inline]
+    pub fn set_jump(&mut self, jump: Jump) {
+        let (jumps, victims) = self.jumps();
+        let old = std::mem::replace(&mut jumps[Self::jump_index(jump.rip)], jump);
+        if old.rip != jump.rip && old.tag != 0 {
+            victims[Self::victim_index(old.rip)] = old;
+        }
+    }
+
+    /// Forgets the jump that leads to this code.
+    pub fn forget_jump(&mut self, rip: u64, code: u64) {
+        let (jumps, victims) = self.jumps();
+        for j in [&mut jumps[Self::jump_index(rip)], &mut victims[Self::victim_index(rip)]] {
+            if j.code == code {
+                j.forget();
+            }
+        }
     }
 
     /// Empties the jump cache.
     pub fn forget_jumps(&mut self) {
         // No tag is zero, since epochs are counted from one.
-        self.jumps().fill(Jump { rip: 0, tag: 0, code: 0, place: 0 });
+        let nothing = Jump { rip: 0, tag: 0, code: 0, place: 0 };
+        let (jumps, victims) = self.jumps();
+        jumps.fill(nothing);
+        victims.fill(nothing);
     }
 
     /// Where a RIP's entry is.
     #[inline(always)]
-    pub fn jump_index(rip: u64) -> usize {
+    fn jump_index(rip: u64) -> usize {
         (rip ^ rip >> 12) as usize & (JUMPS - 1)
+    }
+
+    /// Where it goes when it is driven out: elsewhere for most of those that share an entry.
+    #[inline(always)]
+    fn victim_index(rip: u64) -> usize {
+        (rip.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as usize & (JUMPS - 1)
     }
 }
 

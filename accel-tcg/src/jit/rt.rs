@@ -179,8 +179,9 @@ impl Cpu {
             }
             _ => true,
         };
+        let flags = if translating { rflags::TF } else { rflags::TF | rflags::RF };
         shaded
-            || env.eflags_sys & (rflags::TF | rflags::RF) != 0
+            || env.eflags_sys & flags != 0
             || env.dr7 & dr7::ENABLES != 0
             || self.t0.debug.single_step
             || !self.t0.debug.breakpoints.is_empty()
@@ -189,8 +190,9 @@ impl Cpu {
     /// After an instruction that ends its block, with the exact count in the environment: whether the block at RIP may
     /// be entered without the run loop.
     fn may_chain(&mut self) -> bool {
-        // Where instructions are counted, the next block may not fit, and a shadow must then still be there.
-        let plain = if self.jit.counted { self.env.shadow == Shadow::None } else { true };
+        // Where instructions are counted, the next block may not fit, and a shadow and RF must then still be there.
+        let plain =
+            !self.jit.counted || self.env.shadow == Shadow::None && self.env.eflags_sys & rflags::RF == 0;
         let ok = plain
             && !self.t0.leave
             && self.env.jit.unsure == 0
@@ -200,6 +202,7 @@ impl Cpu {
             && !self.jit.log.each_block();
         if ok {
             self.env.shadow = Shadow::None;
+            self.env.eflags_sys &= !rflags::RF;
             self.env.insn_in_block = 0;
             if self.jit.counted {
                 self.env.jit.budget = self.t0.limit.wrapping_sub(self.env.icount) as i64;

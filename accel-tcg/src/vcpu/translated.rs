@@ -5,11 +5,12 @@ use super::build::Refused;
 use crate::cache::Cache;
 use crate::env::Fault;
 use crate::interp::t0::Exit;
-use crate::jit::{Home, Jump, code as leave};
+use crate::jit::{Jump, code as leave};
 use crate::mmu::ExecPage;
 use crate::mode::key;
 use crate::show;
 use anura_accel::{InternalError, VcpuExit};
+use anura_x86::regs::rflags;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -59,6 +60,9 @@ impl SoftVcpu {
             let env = &mut self.cpu.env;
             env.jit.budget = limit.wrapping_sub(env.icount) as i64;
             let (shadow, before) = (std::mem::take(&mut env.shadow), env.icount);
+            // Without breakpoints that it could hold back, RF only has to be gone after the next instruction.
+            let resume = env.eflags_sys & rflags::RF;
+            env.eflags_sys &= !rflags::RF;
             jit.enter(&mut self.cpu, entry);
             let exit = self.cpu.env.jit.exit as u32;
             let code = exit & 7;
@@ -68,6 +72,7 @@ impl SoftVcpu {
             if code == leave::BUDGET && self.cpu.env.icount == before {
                 // Nothing ran.
                 self.cpu.env.shadow = shadow;
+                self.cpu.env.eflags_sys |= resume;
             }
             match code {
                 leave::LOOKUP => {}
@@ -164,9 +169,11 @@ impl SoftVcpu {
         let mode = cpu.env.mode_key;
         let epochs = cpu.mmu.epochs();
         let tag = epochs[(rip >> 63) as usize] << 24 | u64::from(mode);
-        let known = self.cpu.jumps()[Home::jump_index(rip)];
+        let known = self.cpu.jump(rip);
         let cpu = &mut *self.cpu;
-        if known.rip == rip && known.tag == tag {
+        if let Some(known) = known
+            && known.tag == tag
+        {
             cpu.announce();
             return Ok(Some((known.id(), known.code)));
         }
@@ -184,11 +191,14 @@ impl SoftVcpu {
         if page.host.is_null() {
             return Ok(None);
         }
-        if known.rip == rip && (known.tag ^ tag) as u32 & key::ALL == 0 && known.is_in(page.host) {
+        if let Some(mut known) = known
+            && (known.tag ^ tag) as u32 & key::ALL == 0
+            && known.is_in(page.host)
+        {
             // The same code in another address space.
             cpu.announce();
-            let tag = cpu.env.jit.tag[(rip >> 63) as usize];
-            self.cpu.jumps()[Home::jump_index(rip)].tag = tag;
+            known.tag = cpu.env.jit.tag[(rip >> 63) as usize];
+            self.cpu.set_jump(known);
             return Ok(Some((known.id(), known.code)));
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
@@ -219,7 +229,7 @@ impl SoftVcpu {
         let code = b.entry;
         if flat && linked {
             let only = b.second.is_none().then_some(host);
-            cpu.jumps()[Home::jump_index(rip)] = Jump::new(rip, tag, code, id, only);
+            cpu.set_jump(Jump::new(rip, tag, code, id, only));
         }
         Ok(Some((id, code)))
     }

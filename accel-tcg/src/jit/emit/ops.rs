@@ -44,8 +44,11 @@ impl Emit<'_> {
                 }
                 Shld | Shrd => {
                     let registers = o.dst.as_gpr().is_some() && o.a.as_gpr().is_some();
-                    let count = o.c == Ref::gpr(1) || self.b.const_value(o.c).is_some();
-                    registers && count && !f && matches!(o.ty, Ty::I32 | Ty::I64)
+                    let count = match self.b.const_value(o.c) {
+                        Some(v) => !f || v & if o.ty == Ty::I64 { 63 } else { 31 } != 0,
+                        None => !f && o.c == Ref::gpr(1),
+                    };
+                    registers && count && matches!(o.ty, Ty::I32 | Ty::I64)
                 }
                 Mul | Imul => !matches!(o.ty, Ty::I8 | Ty::V128),
                 Umulh | Smulh => {
@@ -160,8 +163,8 @@ impl Emit<'_> {
             Shl => self.shift(index, o, sh::SHL, kind::SHL),
             Shr => self.shift(index, o, sh::SHR, kind::SHR),
             Sar => self.shift(index, o, sh::SAR, kind::SAR),
-            Shld => self.double_shift(index, o, 0xa4),
-            Shrd => self.double_shift(index, o, 0xac),
+            Shld => self.double_shift(index, o, 0xa4, kind::SHL),
+            Shrd => self.double_shift(index, o, 0xac, kind::SHR),
             Rol => self.rotate(index, o, sh::ROL),
             Ror => self.rotate(index, o, sh::ROR),
             Mul | Imul => self.multiply(index, o),
@@ -545,13 +548,21 @@ impl Emit<'_> {
         }
     }
 
-    /// SHLD and SHRD between registers, where nobody looks at their flags; `op` is the second opcode byte of the form
-    /// with an immediate.
-    fn double_shift(&mut self, index: usize, o: &Op, op: u8) {
-        self.before_write(o.dst, index, 0);
-        let (d, moved) = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
-            Some(d) if o.dst == o.a => (d, false),
-            _ => (self.copy(o.a, o.ty), true),
+    /// SHLD and SHRD between registers, with a constant or where nobody looks at the flags; `op` is the second opcode
+    /// byte of the form with an immediate, `k` the kind of the flags.
+    fn double_shift(&mut self, index: usize, o: &Op, op: u8, k: u32) {
+        let f = o.attr.flags();
+        self.before_write(o.dst, index, if f { ALL } else { 0 });
+        if f {
+            self.fl = Fl::Env { carry: None };
+        }
+        let target = o.dst.as_gpr().and_then(|n| self.pin(n)).filter(|_| o.dst == o.a);
+        let (d, s) = match target {
+            Some(d) => (d, None),
+            None => {
+                let s = self.copy(o.a, o.ty);
+                (s, Some(s))
+            }
         };
         let from = self.reg(o.b, o.ty);
         match self.b.const_value(o.c) {
@@ -561,12 +572,18 @@ impl Emit<'_> {
             }
             None => self.out.hot.map1(o.ty, op + 1, from, Rm::Reg(d)),
         }
+        if f {
+            self.out.hot.setcc(Cond::B, Rm::Mem(Mem::env(at::CC_B)));
+            let a = self.result(o, s, f);
+            self.host = 0;
+            return self.know(k, o.ty, a, Loc::Env, flag::CF | flag::ZF | flag::SF | flag::PF);
+        }
         self.host = 0;
-        if moved {
-            self.put(o.dst, o.ty, d);
-        } else if o.ty == Ty::I32 {
+        match s {
+            Some(s) => self.put(o.dst, o.ty, s),
             // A count of zero writes nothing, but the register's upper half goes all the same.
-            self.out.hot.mov_r_rm(Ty::I32, d, Rm::Reg(d));
+            None if o.ty == Ty::I32 => self.out.hot.mov_r_rm(Ty::I32, d, Rm::Reg(d)),
+            None => {}
         }
     }
 
