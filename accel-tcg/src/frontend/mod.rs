@@ -71,7 +71,9 @@ pub(crate) const RBP: Ref = Ref::gpr(5);
 impl<'a> Builder<'a> {
     /// An empty block.
     pub fn new(pa: u64, va: u64, key: u32, features: &'a Features) -> Self {
-        let block = Block { pa, va, key, ..Block::default() };
+        // Most blocks get by with this much.
+        let (ops, insns, pool) = (Vec::with_capacity(48), Vec::with_capacity(16), Vec::with_capacity(8));
+        let block = Block { pa, va, key, ops, insns, pool, ..Block::default() };
         Builder {
             block,
             features,

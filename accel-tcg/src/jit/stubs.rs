@@ -68,6 +68,9 @@ fn volatile(r: Reg) -> bool {
     !matches!(r, reg::RBX | 5 | 12..=15)
 }
 
+/// What [`Stub::Slow`] gives in r9, so that no access is taken for one near this one; r10 makes up for it.
+pub(super) const APART: i32 = i32::MIN;
+
 type A = VecAssembler<X64Relocation>;
 
 #[allow(clippy::useless_conversion)] // inside the assembler's macro
@@ -366,8 +369,8 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         ; add rsp, 8
         ; test rax, rax
         ; je >refused
-        ; mov r10, rax
-        ; xor r9d, r9d
+        ; lea r10, [rax + APART]
+        ; mov r9d, APART
     );
     load(a, 8, volatile);
     dynasm!(a; .arch x64
@@ -384,8 +387,8 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         ; lea rdi, [rsp + 8]
         ; test rax, rax
         ; je >refused_vectors
-        ; mov r10, rax
-        ; xor r9d, r9d
+        ; lea r10, [rax + APART]
+        ; mov r9d, APART
         ; sub rsp, 8
         ; call ->load_vectors
         ; add rsp, 8

@@ -2,7 +2,6 @@
 //! them since.
 
 use super::SoftVcpu;
-use super::unsure::Piece;
 use crate::cache::Cache;
 use crate::env::{Cpu, Exec, Fault};
 use crate::frontend::blocks;
@@ -122,10 +121,8 @@ impl SoftVcpu {
         let here = (0x1000 - within).min(max.min(64) * 15);
         // What lies behind the segment's end is not fetched.
         let first = &mut bytes[..here.min(inside)];
-        for (i, b) in first.iter_mut().enumerate() {
-            // SAFETY: the page is RAM as a whole and we stay inside of it; others may write, hence volatile.
-            *b = unsafe { page.host.add(within + i).read_volatile() };
-        }
+        // SAFETY: the page is RAM as a whole and we stay inside of it.
+        unsafe { read_shared(page.host.add(within), first) };
         let mode = cpu.env.mode_key;
         let mut second_page = None;
         let mut beyond = [0; 15];
@@ -143,10 +140,8 @@ impl SoftVcpu {
                 if p.host.is_null() {
                     cpu.load(next, &mut more, View::Super)?;
                 } else {
-                    for (i, b) in more.iter_mut().enumerate() {
-                        // SAFETY: as above.
-                        *b = unsafe { p.host.add(i).read_volatile() };
-                    }
+                    // SAFETY: as above.
+                    unsafe { read_shared(p.host, &mut more) };
                 }
                 beyond = more;
                 Ok(more)
@@ -178,20 +173,42 @@ impl SoftVcpu {
         let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
         ram.tracker().mark_code(offset, in_first);
         let mut sources = vec![page.host as usize];
-        let mut pieces = vec![Piece::new(host, &bytes[..in_first as usize])];
+        let mut pieces = [(host, &bytes[..in_first as usize]), (0, &[][..])];
         if let Some(p) = second_page.filter(|p| !p.host.is_null())
             && let Some((ram, offset)) = cpu.ram_at(p.phys)
         {
             let rest = u64::from(block.len()).saturating_sub(in_first).max(1);
             cpu.vm.pages.own(p.host as usize, self.owner, || ram.tracker().mark_code(offset, rest));
             sources.push(p.host as usize);
-            pieces.push(Piece::new(p.host as usize, &beyond[..rest as usize]));
+            pieces[1] = (p.host as usize, &beyond[..rest as usize]);
         }
-        self.unsure.add(pieces, cpu.vm.pages.all_know(&cpu.vm.code.presence));
+        self.unsure.add(&pieces[..sources.len()], cpu.vm.pages.all_know(&cpu.vm.code.presence));
         cpu.env.jit.unsure = (!self.unsure.is_empty()).into();
         Ok(Made { block, second, sources })
     }
 }
+
+/// Copies guest memory that others may write meanwhile.
+///
+/// # Safety
+/// The bytes must be readable.
+unsafe fn read_shared(from: *const u8, to: &mut [u8]) {
+    let words = to.len() / 8;
+    let (whole, rest) = to.split_at_mut(words * 8);
+    for (i, word) in whole.chunks_exact_mut(8).enumerate() {
+        // SAFETY: inside of what the caller vouches for; bytes in an array need no alignment.
+        let v = unsafe { from.add(i * 8).cast::<Word>().read_volatile() };
+        word.copy_from_slice(&v.0.to_ne_bytes());
+    }
+    for (i, b) in rest.iter_mut().enumerate() {
+        // SAFETY: as above.
+        *b = unsafe { from.add(words * 8 + i).read_volatile() };
+    }
+}
+
+/// Eight bytes at any address, read at once.
+#[repr(C, packed)]
+struct Word(u64);
 
 impl Cpu {
     /// Bytes from RIP to the end of the code segment.

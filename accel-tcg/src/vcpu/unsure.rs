@@ -13,23 +13,23 @@ const LIMIT: usize = 64 << 10;
 const PATIENCE: usize = 64;
 
 /// Bytes of a page that a translation was made from.
-pub(super) struct Piece {
+struct Piece {
     host: usize,
     bytes: Box<[u8]>,
 }
 
 impl Piece {
-    /// From bytes as they were read at a host address.
-    pub fn new(host: usize, bytes: &[u8]) -> Self {
-        Piece { host, bytes: bytes.into() }
-    }
-
     fn changed(&self) -> bool {
-        self.bytes.iter().enumerate().any(|(n, b)| {
-            // SAFETY: RAM of the machine, which lives as long as its processors; others may write, hence volatile.
-            *b != unsafe { (self.host as *const u8).add(n).read_volatile() }
-        })
+        changed(self.host, &self.bytes)
     }
+}
+
+/// Whether a host address no longer has these bytes.
+fn changed(host: usize, bytes: &[u8]) -> bool {
+    bytes.iter().enumerate().any(|(n, b)| {
+        // SAFETY: RAM of the machine, which lives as long as its processors; others may write, hence volatile.
+        *b != unsafe { (host as *const u8).add(n).read_volatile() }
+    })
 }
 
 /// The bytes of all such translations.
@@ -50,15 +50,15 @@ impl Unsure {
         *self = Self::default();
     }
 
-    /// A translation was made from these, and its marks were made; `all_know`, looked at after that: nobody stores
-    /// there unseen any more.
-    pub fn add(&mut self, pieces: Vec<Piece>, all_know: bool) {
+    /// A translation was made from these, as they were read at host addresses, and its marks were made; `all_know`,
+    /// looked at after that: nobody stores there unseen any more.
+    pub fn add(&mut self, pieces: &[(usize, &[u8])], all_know: bool) {
         // Also what was stored between reading the bytes and marking them is seen here.
-        if all_know && !pieces.iter().any(Piece::changed) {
+        if all_know && !pieces.iter().any(|(host, bytes)| changed(*host, bytes)) {
             return;
         }
-        self.bytes += pieces.iter().map(|p| p.bytes.len()).sum::<usize>();
-        self.pieces.extend(pieces);
+        self.bytes += pieces.iter().map(|p| p.1.len()).sum::<usize>();
+        self.pieces.extend(pieces.iter().map(|(host, bytes)| Piece { host: *host, bytes: (*bytes).into() }));
     }
 
     /// The ranges whose translations must go.
@@ -93,18 +93,18 @@ impl Unsure {
 mod tests {
     use super::*;
 
-    fn piece(of: &[u8]) -> Piece {
-        Piece::new(of.as_ptr() as usize, of)
+    fn piece(of: &[u8]) -> (usize, &[u8]) {
+        (of.as_ptr() as usize, of)
     }
 
     #[test]
     fn what_changed_goes_and_what_did_not_stays_until_all_know() {
         let (mut a, b) = ([1u8, 2, 3], [4u8; 8]);
         let mut unsure = Unsure::default();
-        unsure.add(vec![piece(&b)], true);
+        unsure.add(&[piece(&b)], true);
         assert!(unsure.is_empty());
-        unsure.add(vec![piece(&a)], false);
-        unsure.add(vec![piece(&b)], false);
+        unsure.add(&[piece(&a)], false);
+        unsure.add(&[piece(&b)], false);
         assert_eq!(unsure.check(&mut || false), []);
         a[2] = 9;
         assert_eq!(unsure.check(&mut || false), [(a.as_ptr() as usize, 3)]);
@@ -116,10 +116,10 @@ mod tests {
     #[test]
     fn bytes_that_changed_while_they_were_translated_are_unsure_though_all_know() {
         let mut a = [1u8];
-        let read = piece(&a);
+        let read = a;
         a[0] = 2;
         let mut unsure = Unsure::default();
-        unsure.add(vec![read], true);
+        unsure.add(&[(a.as_ptr() as usize, &read[..])], true);
         assert_eq!(unsure.check(&mut || true), [(a.as_ptr() as usize, 1)]);
         assert!(unsure.is_empty());
     }
@@ -129,7 +129,7 @@ mod tests {
         let page = [0u8; 4096];
         let mut unsure = Unsure::default();
         for _ in 0..1000 {
-            unsure.add(vec![piece(&page)], false);
+            unsure.add(&[piece(&page)], false);
             let _ = unsure.check(&mut || false);
             assert!(unsure.bytes <= LIMIT);
         }

@@ -9,15 +9,13 @@
 //! out of line.
 
 use super::super::asm::{Buf, Mem, Rm, alu, reg, sh};
-use super::super::stubs::Stub;
+use super::super::stubs::{APART, Stub};
 use super::access::{SHIFT, STACK, WRITE};
 use super::{CHECKED, Emit, Hold, Parts, To, at};
 use crate::ir::{Attr, Block, Cond, Op, Opcode, Ref, Ty};
 use crate::mmu::tlb::Entry;
 use std::mem::offset_of;
 
-/// What r9 is after the slow way: an offset that no nearby access can bring into a page.
-const APART: i32 = i32::MIN;
 /// Operations that are looked at for a store to the place that is read.
 const AHEAD: usize = 24;
 
@@ -173,7 +171,6 @@ impl Emit<'_> {
         let c = cold.call();
         self.fix_cold(c, To::Stub(Stub::Slow));
         self.site();
-        set_apart(&mut self.out.cold);
         let j = self.out.cold.jmp();
         self.fix_cold(j, To::Hot(back));
     }
