@@ -2,8 +2,9 @@
 //!
 //! Of a region's part, accesses by the same registers and with displacements not far apart are a group, as long as
 //! none of these registers changes and nothing is called between them. The first one checks a range that covers all.
-//! Where that ends in another page, or is not all RAM that may be touched directly, each is checked alone. A load may
-//! follow a store, but not the other way around, since what can be read may not be written.
+//! Where that ends in another page, or is not all RAM that may be touched directly, each is checked alone. If there is
+//! a store among them, the first one looks whether the page can be written to, even if it is a load; but a load does
+//! no more than look.
 //!
 //! The register belongs to a guest register that the region has no use for.
 
@@ -97,15 +98,11 @@ impl Groups {
         }
     }
 
-    fn role(&mut self, op: usize, write: bool, aligned: bool) -> Option<Role> {
+    fn role(&mut self, op: usize, aligned: bool) -> Option<Role> {
         let at = self.members.binary_search_by_key(&op, |m| m.op).ok()?;
         let m = &self.members[at];
         let g = &self.groups[m.group];
         let reg = g.reg?;
-        if !self.open[m.group] && g.key.write && !write {
-            // A load marks no page as written.
-            return None;
-        }
         if !std::mem::replace(&mut self.open[m.group], true) {
             // Members before this one may have gone by; the range stays what it was.
             let (before, len) = (m.disp - g.lo, (g.hi - g.lo) as u32);
@@ -149,7 +146,7 @@ impl Emit<'_> {
             {
                 let key = Key { write, stack: o.attr.stack(), ..*key };
                 let joins = |g: &Group| {
-                    let same = Key { write: g.key.write, ..key } == g.key && (g.key.write || !write);
+                    let same = Key { write: g.key.write, ..key } == g.key;
                     let (lo, hi) = (g.lo.min(*disp), g.hi.max(disp + i64::from(len)));
                     let most = if g.members > 1 { WIDEST } else { WIDEST_PAIR };
                     same && hi - lo <= most
@@ -168,6 +165,7 @@ impl Emit<'_> {
                 (g.lo, g.hi) = (g.lo.min(*disp), g.hi.max(disp + i64::from(len)));
                 g.ends.1 = n;
                 g.members += 1;
+                g.key.write |= write;
                 found.members.push(Member { op: n, group, disp: *disp, len, aligned: o.attr.aligned() });
             }
             let mut changed = 0u32;
@@ -233,6 +231,6 @@ impl Emit<'_> {
     /// What the access of the running operation is to its group.
     pub(super) fn role(&mut self, kind: Kind) -> Option<Role> {
         let at = self.index;
-        self.region.as_mut()?.groups().role(at, kind.write, kind.attr.aligned())
+        self.region.as_mut()?.groups().role(at, kind.attr.aligned())
     }
 }
