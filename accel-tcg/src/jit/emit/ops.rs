@@ -1145,6 +1145,18 @@ impl Emit<'_> {
             self.after_rmw(f);
             return;
         }
+        if step && !lock {
+            // Through a register, which the flags are known by.
+            self.carry_to_b();
+            let (k, n) = if o.op == RmwDec { (kind::DEC, 1) } else { (kind::INC, 0) };
+            let hot = &mut self.out.hot;
+            hot.movzx(reg::R10, o.ty, Rm::Mem(m));
+            hot.group4(n, o.ty, Rm::Reg(reg::R10));
+            hot.mov_rm_r(o.ty, Rm::Mem(m), reg::R10);
+            hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(at::CC_A)), reg::R10);
+            self.hold = [Hold::Free; 2];
+            return self.know(k, o.ty, Loc::Env, Loc::Env, ALL & !flag::CF);
+        }
         if step {
             self.carry_to_b();
             if lock {
