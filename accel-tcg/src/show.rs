@@ -21,6 +21,8 @@ pub(crate) struct Items {
     pub int: bool,
     pub exec: bool,
     pub cpu: bool,
+    /// No item of the log: a run ends behind each translated block, and no block leads to another.
+    pub by_blocks: bool,
 }
 
 impl Items {
@@ -34,12 +36,13 @@ impl Items {
             int: on("int"),
             exec: on("exec"),
             cpu: on("cpu"),
+            by_blocks: false,
         }
     }
 
-    /// Whether something is to be shown of every block that is entered.
+    /// Whether every block that is entered is of interest.
     pub fn each_block(self) -> bool {
-        self.exec || self.cpu
+        self.exec || self.cpu || self.by_blocks
     }
 }
 

@@ -61,6 +61,8 @@ pub struct SoftVcpu {
     translating: bool,
     /// Instructions of a translated block at most.
     longest: usize,
+    /// Runs end behind each translated block.
+    by_blocks: bool,
     /// Jumps backward in translated code from one sample to the next.
     jumps_back: u32,
     /// Our bit among the owners of pages with translations.
@@ -86,6 +88,7 @@ impl SoftVcpu {
             numbers: None,
             translating: false,
             longest: 64,
+            by_blocks: false,
             jumps_back: 0,
             owner: CodePages::owner(0),
             unsure: Unsure::default(),
@@ -101,13 +104,14 @@ impl SoftVcpu {
         signal: Arc<CpuSignal>,
         setup: Setup,
     ) -> std::io::Result<Self> {
-        let Setup { size, counted, smp, one_insn, numbers, perf, chaos, jumps_back } = setup;
+        let Setup { size, counted, smp, one_insn, by_blocks, numbers, perf, chaos, jumps_back } = setup;
         let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
         jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
         vcpu.owner = CodePages::owner(id);
         vcpu.numbers = Some(numbers);
         vcpu.longest = if one_insn { 1 } else { 64 };
+        vcpu.by_blocks = by_blocks;
         vcpu.cpu.jit.counted = counted;
         vcpu.jumps_back = jumps_back;
         vcpu.cpu.env.jit.hot = jumps_back;
@@ -200,7 +204,7 @@ impl SoftVcpu {
 
     /// Takes over what the log is to show. Where every block is shown, none leads to another.
     fn look_at_log(&mut self, cache: &mut Cache) {
-        let now = Items::now();
+        let now = Items { by_blocks: self.by_blocks, ..Items::now() };
         let before = std::mem::replace(&mut self.cpu.jit.log, now);
         if now.each_block() && !before.each_block() {
             self.forget(cache);

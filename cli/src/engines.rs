@@ -34,6 +34,7 @@ fn jit(accel: &AccelConfig) -> JitEngine {
     engine.chaos = property("chaos").and_then(|v| v.parse().ok()).unwrap_or(0);
     engine.perf_map = property("perfmap") == Some("on");
     engine.one_insn = property("one-insn-per-tb") == Some("on");
+    engine.by_blocks = property("by-blocks") == Some("on");
     engine
 }
 
@@ -68,11 +69,13 @@ fn canonical(name: &str) -> &str {
 fn verify(accel: &AccelConfig, board: &Board) -> Result<Box<dyn Accelerator>, String> {
     let property = |key| accel.properties.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
     let (lead, follow) = property("verify").and_then(|v| v.split_once(':')).unwrap_or_default();
-    let engine = |name: &str| {
-        make(&AccelConfig::named(name), board)
+    let at_blocks = property("at") == Some("blocks");
+    let engine = |name: &str, properties| {
+        make(&AccelConfig { name: name.into(), properties }, board)
             .ok_or_else(|| format!("-accel verify={lead}:{follow}: {name} is not in this build"))
     };
-    let mut options = Options::default();
+    let lead_properties = if at_blocks { vec![("by-blocks".into(), "on".into())] } else { Vec::new() };
+    let mut options = Options { at_blocks, ..Options::default() };
     if let Some(n) = property("every").and_then(|n| n.parse().ok()) {
         options.every = n;
     }
@@ -80,7 +83,7 @@ fn verify(accel: &AccelConfig, board: &Board) -> Result<Box<dyn Accelerator>, St
         options.file = file.into();
     }
     options.replay = property("replay").map(Into::into);
-    Ok(Box::new(Verify::new(engine(lead)?, engine(follow)?, options)))
+    Ok(Box::new(Verify::new(engine(lead, lead_properties)?, engine(follow, Vec::new())?, options)))
 }
 
 /// Picks the engine for `config`; a fall-back or a choice of our own is announced through `say`.

@@ -141,7 +141,8 @@ fn run(follow: Box<dyn Accelerator>, every: u64, file: &Path, replay: bool) -> R
     bed.put(0x9000, 0xa007);
     bed.put(0xa000, 0x87);
 
-    let options = Options { every, file: file.to_owned(), replay: replay.then(|| file.to_owned()) };
+    let replay = replay.then(|| file.to_owned());
+    let options = Options { every, file: file.to_owned(), replay, ..Options::default() };
     let verify = Verify::new(Box::new(Interp), follow, options);
     let vm = verify.create_vm(&spaces, &config)?;
     let mut vcpu = vm.create_vcpu(0, CpuSignal::new())?;

@@ -22,6 +22,8 @@ pub struct JitEngine {
     pub exact: bool,
     /// Every block is of one instruction.
     pub one_insn: bool,
+    /// A run ends behind each translated block, so that states can be compared there.
+    pub by_blocks: bool,
     /// Translated code is named in a map for `perf`.
     pub perf_map: bool,
     /// A seed for disturbances that must not change what a guest computes, for tests; 0 for none.
@@ -38,6 +40,7 @@ impl Default for JitEngine {
             single_thread: false,
             exact: false,
             one_insn: false,
+            by_blocks: false,
             perf_map: false,
             chaos: 0,
             code_bytes: CODE,
@@ -104,6 +107,8 @@ pub(crate) struct Setup {
     pub smp: bool,
     /// Blocks are of one instruction.
     pub one_insn: bool,
+    /// Runs end behind each block.
+    pub by_blocks: bool,
     pub numbers: Arc<Mutex<Numbers>>,
     pub perf: Option<Arc<PerfMap>>,
     /// Seed of disturbances, or 0.
@@ -139,6 +144,7 @@ impl AccelVm for Vm {
             counted,
             smp: vcpus > 1 && !counted,
             one_insn: self.engine.one_insn,
+            by_blocks: self.engine.by_blocks,
             numbers,
             perf: self.perf.clone(),
             chaos: self.engine.chaos.wrapping_mul(2 * u64::from(id) + 1),

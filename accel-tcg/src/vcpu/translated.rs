@@ -124,6 +124,9 @@ impl SoftVcpu {
             {
                 return None;
             }
+            if self.by_blocks && self.cpu.env.icount != before {
+                return Some(VcpuExit::BudgetSpent);
+            }
         }
     }
 

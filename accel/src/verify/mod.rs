@@ -40,6 +40,8 @@ pub struct Verify {
 pub struct Options {
     /// Instructions between comparisons, at least 1.
     pub every: u64,
+    /// The leader leaves off behind each block that it has translated, and is compared there too.
+    pub at_blocks: bool,
     /// Where the case goes when the engines differ.
     pub file: PathBuf,
     /// Instead of running the machine: step through a case that was written before.
@@ -48,7 +50,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { every: 256, file: PathBuf::from("anura-verify.case"), replay: None }
+        Self { every: 256, at_blocks: false, file: PathBuf::from("anura-verify.case"), replay: None }
     }
 }
 
@@ -336,7 +338,8 @@ impl Vcpu for Both {
             let (exit, done) = self.slice(asked);
             left = left.saturating_sub(done);
             // Fewer than asked for: PAUSE gave the turn away.
-            if exit != VcpuExit::BudgetSpent || left == 0 || done < asked {
+            let early = done < asked && !(self.vm.options.at_blocks && done != 0);
+            if exit != VcpuExit::BudgetSpent || left == 0 || early {
                 return exit;
             }
         }

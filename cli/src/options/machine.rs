@@ -157,6 +157,9 @@ fn verify(b: &mut Builder, kv: &mut KeyValues, pair: String) -> Res {
         }
         properties.push(("every".into(), n.to_string()));
     }
+    if let Some(at) = kv.word("at", &[("blocks", "blocks")])? {
+        properties.push(("at".into(), at.into()));
+    }
     properties.extend(["file", "replay"].into_iter().filter_map(|key| Some((key.to_owned(), kv.text(key)?))));
     b.accel.push(AccelConfig { name: "verify".into(), properties });
     Ok(())
