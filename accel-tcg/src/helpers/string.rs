@@ -249,13 +249,35 @@ impl Run<'_> {
         Ok(done)
     }
 
+    /// How many of `n` elements, the first of which is at `within` of its page, come before the first one that touches
+    /// one of these granules.
+    fn before(&self, granules: u64, within: u64, n: u64) -> u64 {
+        let end = within + self.size;
+        let room = if self.down {
+            // Behind the last granule below the element's end.
+            let below = granules & (u64::MAX >> (63 - ((end - 1) >> 6)));
+            end.saturating_sub((64 - u64::from(below.leading_zeros())) * 64)
+        } else {
+            let above = granules & (u64::MAX << (within >> 6));
+            (u64::from(above.trailing_zeros()) * 64).saturating_sub(within)
+        };
+        n.min(room / self.size)
+    }
+
     /// MOVS and STOS to RAM that holds code or is logged: all at once, and whoever watches hears of it once. The caller
     /// has looked for faults. `from` is the first element of the source.
+    ///
+    /// Elements over code are left to be stored one by one: any may change this very instruction, which then is
+    /// over.
     fn bulk_watched(&self, cpu: &mut Cpu, from: Option<*const u8>, d: u64, n: u64) -> Exec<u64> {
+        let Some((ram, first)) = cpu.watched_ram(d)? else { return Ok(0) };
+        let n = self.before(ram.tracker().code_granules(first), first & 0xfff, n);
+        if n < 2 {
+            return Ok(0);
+        }
         let bytes = (n * self.size) as usize;
         let mut buf = [0; 0x1000];
         let buf = &mut buf[..bytes];
-        let Some((ram, first)) = cpu.watched_ram(d)? else { return Ok(0) };
         let offset = self.lowest(first, n, |at, by| at - by as u64);
         match from {
             // SAFETY: `bulk` has found RAM for `n` elements of the source, and the buffer has room for them.
