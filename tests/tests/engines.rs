@@ -24,18 +24,20 @@ fn others(program: &Path) -> Vec<&'static str> {
 
 fn adversaries(cpus: u32) {
     let program = need!(anura(), NO_PROGRAM);
-    let run = |engine| {
-        let dir = tempfile::tempdir().unwrap();
-        let setup = Setup { cpus, rounds: 6000, seed: 7, counted: true };
-        adversary::run(engine, &program, dir.path(), setup, LIMIT).unwrap_or_else(|e| panic!("{e}"))
-    };
-    let first = run("interp");
-    assert!(first.text.contains("\nend "), "{}", first.text);
-    for engine in others(&program) {
-        let run = run(engine);
-        assert_eq!(run.text, first.text, "interp's text, and {engine}'s");
-        assert_eq!(run.hash, first.hash, "the state on interp, and on {engine}");
-        assert!(run.peak < 256 << 10, "{engine} used {} KiB", run.peak);
+    for seed in [3, 7] {
+        let run = |engine| {
+            let dir = tempfile::tempdir().unwrap();
+            let setup = Setup { cpus, rounds: 6000, seed, counted: true };
+            adversary::run(engine, &program, dir.path(), setup, LIMIT).unwrap_or_else(|e| panic!("{e}"))
+        };
+        let first = run("interp");
+        assert!(first.text.contains("\nend "), "{}", first.text);
+        for engine in others(&program) {
+            let run = run(engine);
+            assert_eq!(run.text, first.text, "interp's text, and {engine}'s, from seed {seed}");
+            assert_eq!(run.hash, first.hash, "the state on interp, and on {engine}, from seed {seed}");
+            assert!(run.peak < 256 << 10, "{engine} used {} KiB", run.peak);
+        }
     }
 }
 

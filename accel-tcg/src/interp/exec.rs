@@ -805,7 +805,8 @@ pub(super) unsafe fn after_slow(cpu: &mut Cpu, op: Next) -> Next {
             n += 1;
             at += 1;
         }
-        if let Some((_, half)) = code.halves.iter().find(|(i, _)| *i as usize == at) {
+        // The half may also be all of the next instruction, which does not run any more.
+        if let Some((_, half)) = code.halves.iter().find(|(i, half)| *i as usize == at && half.insn == insn) {
             cpu.t0.scratch[n] = *half;
             n += 1;
         }

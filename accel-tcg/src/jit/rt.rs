@@ -71,7 +71,8 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
     let len = u64::from(what & 0xff);
     let write = what & super::emit::WRITE != 0;
     let view = if what & super::emit::STACK != 0 { View::Stack } else { View::Data };
-    if cpu.jit.chaos.one_in(8) {
+    // Where alignment is checked, that is the interpreter's, also before a walk of the tables marks anything.
+    if cpu.env.mode_key & key::AC != 0 || cpu.jit.chaos.one_in(8) {
         return ptr::null_mut();
     }
     let crossing = (va & 0xfff) + len > 0x1000;
@@ -91,8 +92,8 @@ fn access(cpu: &mut Cpu, va: u64, what: u32) -> *mut u8 {
             cpu.publish_tlb();
             p
         }
-        // Vectors may have to be aligned, and so may everything where alignment is checked; that fault comes first.
-        Err(f) if f.vector == vector::PF && len <= 8 && cpu.env.mode_key & key::AC == 0 => {
+        // Vectors may have to be aligned; that fault comes first.
+        Err(f) if f.vector == vector::PF && len <= 8 => {
             cpu.jit.fault = Some(f);
             ptr::null_mut()
         }
