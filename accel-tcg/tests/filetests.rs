@@ -46,7 +46,7 @@ fn build(case: &str) -> String {
     .unwrap();
     let mut block = built.block;
     verify::block(&block).unwrap_or_else(|e| panic!("{case}: {e}\n{}", print::block(&block)));
-    opt::flags::run(&mut block);
+    opt::flags::run(&mut block, opt::flags::Runner::Translated);
     verify::block(&block).unwrap_or_else(|e| panic!("{case}: after opt: {e}"));
     let text = print::block(&block);
     let again = parse::block(&text).unwrap_or_else(|e| panic!("{case}: {e}\n{text}"));

@@ -934,7 +934,7 @@ mod tests {
             if let Err(e) = ir::verify::block(&block) {
                 show(&block, e);
             }
-            opt::flags::run(&mut block);
+            opt::flags::run(&mut block, opt::flags::Runner::Interpreter);
             if let Err(e) = ir::verify::block(&block) {
                 show(&block, e);
             }

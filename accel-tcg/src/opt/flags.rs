@@ -32,8 +32,24 @@ pub fn live_after(b: &Block, out: &mut Vec<u32>) {
     }
 }
 
+/// Who runs the operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner {
+    /// It may leave behind any instruction that accesses memory: whatever that found may end the block there.
+    Interpreter,
+    /// It leaves at the start of instructions only, and behind calls.
+    Translated,
+}
+
+/// The instructions behind which the interpreter may leave, a bit each.
+fn may_end(b: &Block) -> u64 {
+    let faulting = b.ops.iter().filter(|o| o.op.info().faults);
+    faulting.fold(0, |all, o| all | 1 << (o.insn & 63))
+}
+
 /// Runs the pass.
-pub fn run(b: &mut Block) {
+pub fn run(b: &mut Block, runner: Runner) {
+    let seen = if runner == Runner::Interpreter { may_end(b) } else { 0 };
     let mut live = flag::ALL;
     let mut dead = false;
     for at in (0..b.ops.len()).rev() {
@@ -43,7 +59,7 @@ pub fn run(b: &mut Block) {
                 FlagsForm::Twin(m) => m,
                 _ => flag::ALL,
             };
-            if writes & live == 0 {
+            if writes & live == 0 && seen >> (o.insn & 63) & 1 == 0 {
                 o.attr = Attr(o.attr.0 & !Attr::FLAGS);
                 b.ops[at] = o;
                 if matches!(o.op, Opcode::Cmp | Opcode::Test | Opcode::Bt) {
@@ -69,7 +85,7 @@ mod tests {
 
     fn optimized(body: &str) -> String {
         let mut b = parse::block(&format!("block pa=0x0 va=0x0 key=0x0\n{body}")).unwrap();
-        run(&mut b);
+        run(&mut b, Runner::Translated);
         print::block(&b).split_once('\n').unwrap().1.to_string()
     }
 
@@ -85,6 +101,17 @@ mod tests {
     fn flags_that_a_fault_would_show_are_kept() {
         let text = " 0/3  rax = add.f.i64 rax, rbx\n 1/3  rdx = ld.i64 rbx\n 2/3  rcx = sub.f.i64 rcx, rbx\n 3/2  jmp.i64 0x10\n";
         assert_eq!(optimized(text), text);
+    }
+
+    #[test]
+    fn flags_of_an_instruction_behind_which_the_interpreter_may_leave_are_kept() {
+        let text = " 0/3  rcx = ld.i64 rbx\n      rax = add.f.i64 rax, rcx\n 1/3  rcx = sub.f.i64 rcx, rbx\n 2/2  jmp.i64 0x10\n";
+        let mut b = parse::block(&format!("block pa=0x0 va=0x0 key=0x0\n{text}")).unwrap();
+        let adds = |b: &Block| b.ops.iter().filter(|o| o.op == Opcode::Add && o.attr.flags()).count();
+        run(&mut b, Runner::Interpreter);
+        assert_eq!(adds(&b), 1);
+        run(&mut b, Runner::Translated);
+        assert_eq!(adds(&b), 0);
     }
 
     #[test]

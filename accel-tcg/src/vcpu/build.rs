@@ -154,7 +154,11 @@ impl SoftVcpu {
             return Err(Refused::Fault(Fault::GP0));
         }
         let mut block = built.block;
-        opt::flags::run(&mut block);
+        let runner = match self.translating {
+            true => opt::flags::Runner::Translated,
+            false => opt::flags::Runner::Interpreter,
+        };
+        opt::flags::run(&mut block, runner);
         #[cfg(feature = "mutants")]
         crate::mutants::alter(&mut block);
         if cfg!(debug_assertions)
