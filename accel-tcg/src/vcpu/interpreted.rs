@@ -30,7 +30,9 @@ impl SoftVcpu {
                 let p = unsafe { &*pred };
                 // With a CS base the same page of RIPs may be two pages of memory, or end earlier.
                 let direct = c.key & (key::L64 | key::CS_FLAT) != 0 && c.pa2.is_none();
-                if direct && c.key == p.key && (c.host ^ p.host) >> 12 == 0 && !self.cpu.code_dirty() {
+                // Two addresses of one page come and go by themselves.
+                let same_page = (c.host ^ p.host) >> 12 == 0 && (c.rip ^ p.rip) >> 12 == 0;
+                if direct && c.key == p.key && same_page && !self.cpu.code_dirty() {
                     cache.link(pred, n.into(), code);
                     self.cpu.t0.counts.links += 1;
                 }
