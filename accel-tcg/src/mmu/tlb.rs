@@ -21,6 +21,8 @@ pub const SMALL: usize = 1024;
 pub const LARGE: usize = 16384;
 /// Entries of a view's victim buffer.
 const VICTIMS: usize = 8;
+/// Host pages without write tags that are remembered.
+const PROTECTED: usize = 16;
 /// Words of the filter of host pages.
 const FILTER: usize = 64;
 /// Number of views.
@@ -111,6 +113,8 @@ pub struct View {
     large: (u64, u64),
     /// Hashes of the host pages that had a write tag since the view was empty.
     stored: [u64; FILTER],
+    /// Host pages that lost their write tags and got none since, each in its place; zero for none.
+    protected: [usize; PROTECTED],
 }
 
 impl Default for View {
@@ -182,6 +186,7 @@ impl View {
             displaced: 0,
             large: (1, 0),
             stored: [0; FILTER],
+            protected: [0; PROTECTED],
         }
     }
 
@@ -222,6 +227,7 @@ impl View {
         for (mine, other) in self.stored.iter_mut().zip(from.stored) {
             *mine |= other;
         }
+        self.protected = [0; PROTECTED];
     }
 
     fn mark(&mut self, i: usize, meta: u64) {
@@ -309,6 +315,10 @@ impl View {
         if write {
             let (w, bit) = hash(host);
             self.stored[w] |= bit;
+            let known = &mut self.protected[slot_of(host)];
+            if *known == host {
+                *known = 0;
+            }
         }
         let shift = meta & 0xff;
         if shift > 12 {
@@ -395,9 +405,11 @@ impl View {
     /// Takes the right to store directly away from a host page (it now holds code, or is logged).
     pub fn protect(&mut self, host_page: usize) {
         let (w, bit) = hash(host_page);
-        if self.stored[w] & bit == 0 {
+        let known = &mut self.protected[slot_of(host_page)];
+        if self.stored[w] & bit == 0 || *known == host_page {
             return;
         }
+        *known = host_page;
         for w in 0..self.valid.len() {
             let entries = &mut self.entries;
             each(self.valid[w], w, |i| {
@@ -456,6 +468,11 @@ impl View {
         }
         out
     }
+}
+
+/// Where a host page stands in [`View::protected`].
+fn slot_of(host: usize) -> usize {
+    host >> 12 & (PROTECTED - 1)
 }
 
 /// Where the bit of a host page stands in [`View::stored`].
@@ -595,6 +612,11 @@ mod tests {
         t.fill(0x5000, 0x10000, true, true, 12, Dep::NONE);
         t.fill(0x9000, 0x10000, true, true, 12, Dep::NONE);
         t.fill(0xa000, 0x11000, true, true, 12, Dep::NONE);
+        t.protect(0x10000);
+        assert!(wr(&mut t, 0x5000, 1).is_none() && wr(&mut t, 0x9000, 1).is_none());
+        t.fill(0x9000, 0x10000, true, true, 12, Dep::NONE);
+        assert!(wr(&mut t, 0x9000, 1).is_some());
+        t.protect(0x10000);
         t.protect(0x10000);
         assert!(wr(&mut t, 0x5000, 1).is_none() && wr(&mut t, 0x9000, 1).is_none());
         assert!(rd(&mut t, 0x5000, 1).is_some() && wr(&mut t, 0xa000, 1).is_some());
