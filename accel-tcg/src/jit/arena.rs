@@ -8,6 +8,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::c_void;
 use std::ptr;
 
+/// Bytes of code after which the writable mapping lets go of them.
+const WRITTEN: usize = 512 << 10;
+
 /// A part of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
@@ -72,9 +75,20 @@ impl Arena {
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.rw.add(at), bytes.len()) };
         let align = if part == Part::Slots { 8 } else { 16 };
         let n = part as usize;
-        self.used[n] =
-            (self.used[n] + bytes.len()).next_multiple_of(align).min(self.start[n + 1] - self.start[n]);
+        let before = self.used[n];
+        self.used[n] = (before + bytes.len()).next_multiple_of(align).min(self.start[n + 1] - self.start[n]);
+        if part != Part::Slots && before / WRITTEN != self.used[n] / WRITTEN {
+            self.unmap_written(self.start[n] + before / WRITTEN * WRITTEN);
+        }
         at
+    }
+
+    /// The writable mapping of code that is complete gives its page tables back; what it shows stays as it is.
+    #[cold]
+    fn unmap_written(&self, at: usize) {
+        use rustix::mm::{Advice, madvise};
+        // SAFETY: the range lies in a shared mapping, of which DONTNEED only drops the pages' references.
+        let _ = unsafe { madvise(self.rw.add(at).cast::<c_void>(), WRITTEN, Advice::LinuxDontNeed) };
     }
 
     /// Stores eight bytes into a slot.
