@@ -202,3 +202,19 @@ fn rf_is_gone_after_the_instruction_that_iretq_leads_to() {
     let end = agree("qemu64", code, "f4", |_| {});
     assert_eq!((vector(&end), end.gpr[3] >> 16 & 1, end.rflags >> 16 & 1), (14, 0, 0));
 }
+
+#[test]
+fn pairs_are_exchanged_and_only_zf_tells() {
+    // mov ebx, 20000h; mov r8, rbx; xor eax, eax; xor edx, edx; mov rbx, 1111h; mov rcx, 2222h; cmp eax, 1;
+    // lock cmpxchg16b [r8]; je ok1; ud2; ok1: pushfq; pop rsi; jb ok2; ud2; ok2: cmpxchg16b [r8]; pushfq; pop rdi;
+    // jne ok3; ud2; ok3: cmpxchg8b [r8+20h]; lahf; std; pushfq; pop rbp; cld; lock cmpxchg8b [r8+0ffch]; seto r9b;
+    // cmpxchg16b [r8+8]
+    let code = "bb000002004989d831c031d2bb11110000b92222000083f801f0490fc70874020f0b9c5e72020f0b490fc7089c5f75020f0b410fc748209ffd9c5dfcf0410fc788fc0f0000410f90c1490fc74808";
+    for model in ["qemu64", "max"] {
+        let end = agree(model, code, "f4", |_| {});
+        assert_eq!(
+            (vector(&end), end.gpr[6] & 0x41, end.gpr[7] & 0x41, end.gpr[5] >> 10 & 1),
+            (13, 0x41, 1, 1)
+        );
+    }
+}

@@ -11,6 +11,7 @@ use crate::helpers::Flow;
 use crate::ir::op::flag;
 use crate::mode::key;
 use crate::mutants;
+use anura_x86::regs::rflags;
 use std::ptr;
 
 pub(super) type Next = *const T0;
@@ -686,6 +687,16 @@ pub(super) unsafe fn getf(cpu: &mut Cpu, op: Next) -> Next {
     unsafe {
         let o = &*op;
         let v = flags::get(&cpu.env) | 2;
+        put(cpu, o.d, v);
+        op.add(1)
+    }
+}
+
+pub(super) unsafe fn get_rflags(cpu: &mut Cpu, op: Next) -> Next {
+    // SAFETY: the handler contract.
+    unsafe {
+        let o = &*op;
+        let v = cpu.env.rflags() & !(rflags::VM | rflags::RF);
         put(cpu, o.d, v);
         op.add(1)
     }

@@ -617,7 +617,7 @@ impl Lower<'_> {
             }
             Opcode::Getf => {
                 let t = self.blank();
-                self.emit_dst(x::getf, o.dst, t);
+                self.emit_dst(if o.ty == Ty::I64 { x::get_rflags } else { x::getf }, o.dst, t);
             }
             Opcode::Fence => {
                 let t = self.blank();

@@ -464,7 +464,7 @@ ops! {
     Setcc "set" dst=true args=0 imm=Cond flags=ByCond, cin=false faults=false ends=false;
     /// dst = condition ? a : b
     Select "select" dst=true args=2 imm=Cond flags=ByCond, cin=false faults=false ends=false;
-    /// dst = status flags (with bit 1 set), in EFLAGS positions
+    /// dst = status flags (with bit 1 set), in EFLAGS positions; as i64 the whole register as PUSHF stores it
     Getf "getf" dst=true args=0 imm=None flags=Reads(ALL), cin=false faults=false ends=false;
     /// status flags = a
     Setf "setf" dst=false args=1 imm=None flags=Sets(ALL), cin=false faults=false ends=false;

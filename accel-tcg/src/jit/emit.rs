@@ -37,7 +37,9 @@ use std::mem::offset_of;
 
 /// Displacements from the environment.
 pub(super) mod at {
+    use super::super::rt::Shared;
     use super::*;
+    use crate::env::Cpu;
     use anura_x86::Msrs;
     pub const fn gpr(n: u8) -> i32 {
         n as i32 * 8
@@ -73,6 +75,8 @@ pub(super) mod at {
     pub const fn lent(n: usize) -> i32 {
         (JIT + offset_of!(JitEnv, lent) + n * 8) as i32
     }
+    /// In what routines and the run loop exchange.
+    pub const ATTENTION: i32 = (offset_of!(Cpu, jit) + offset_of!(Shared, attention)) as i32;
     pub const PAUSES: i32 = (JIT + offset_of!(JitEnv, pauses)) as i32;
     pub const SLOTS: i32 = (JIT + offset_of!(JitEnv, slots)) as i32;
     pub const LIVE: i32 = (JIT + offset_of!(JitEnv, live)) as i32;

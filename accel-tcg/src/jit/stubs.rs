@@ -37,12 +37,14 @@ pub(super) enum Stub {
     Far,
     /// Called: CPUID; r10 is the helper's constants.
     Cpuid,
+    /// Called: brings the status flags, as EFLAGS has them, into r9.
+    Status,
 }
 
 /// Where they are, as offsets in the arena.
 pub(super) struct Stubs {
     pub enter: usize,
-    offsets: [u32; 11],
+    offsets: [u32; 12],
 }
 
 impl Stubs {
@@ -53,7 +55,7 @@ impl Stubs {
     /// Where each begins, in order, with its name.
     pub fn names(&self) -> Vec<(usize, String)> {
         use Stub::*;
-        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Far, Cpuid];
+        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Far, Cpuid, Status];
         let stubs = all.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
         let mut names: Vec<_> = stubs.chain([(self.enter, "enter".into())]).collect();
         names.sort();
@@ -311,7 +313,7 @@ fn flags(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
 pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
     let mut asm: A = VecAssembler::new(0);
     let a = &mut asm;
-    let mut offsets = [0u32; 11];
+    let mut offsets = [0u32; 12];
     let mut mark = |a: &mut A, s: Stub| {
         dynasm!(a; .arch x64; .align 16);
         offsets[s as usize] = a.offset().0 as u32;
@@ -507,6 +509,27 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
     );
 
     flags(a, &mut mark);
+
+    // The environment is at rsp + 64.
+    mark(a, Stub::Status);
+    dynasm!(a; .arch x64
+        ; push rax; push rcx; push rdx; push rsi; push rdi; push r8; push r11
+        ; lea rdi, [rsp + 64]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >plain
+        ; call ->save_vectors
+        ; plain:
+        ; mov rax, QWORD rt::status as *const () as i64
+        ; call rax
+        ; mov r9d, eax
+        ; lea rdi, [rsp + 64]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >home
+        ; call ->load_vectors
+        ; home:
+        ; pop r11; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
+        ; ret
+    );
     carry(a, &mut mark);
 
     mark(a, Stub::LoadVectors);

@@ -84,8 +84,12 @@ pub(super) fn pop(b: &mut Builder<'_>) {
     b.mov(ty, gpr_ref(r), v);
 }
 
-/// PUSHA, POPA, PUSHF: all in a helper.
+/// PUSHA, POPA, PUSHF: in a helper, but for PUSHFQ, which asks nobody.
 pub(super) fn whole(b: &mut Builder<'_>, id: Help) {
+    if id == Help::Pushf && b.is64() && item(b) == Ty::I64 {
+        let v = b.op_t(Opcode::Getf, Ty::I64, Ref::NONE, Ref::NONE, false);
+        return push_value(b, Ty::I64, v);
+    }
     let mut call = b.call(id);
     call.size = match id {
         Help::Pushf => item(b).bytes() as u8,

@@ -83,8 +83,7 @@ impl Emit<'_> {
                     // The selection of rAX that follows is part of the host's instruction.
                     matches!(group[own - 1], s if s.op == Select && s.dst == Ref::gpr(0))
                 }
-                RmwCmpxchg2 => false,
-                Fence => true,
+                RmwCmpxchg2 | Getf | Fence => true,
                 Helper => last,
                 _ => false,
             };
@@ -218,6 +217,8 @@ impl Emit<'_> {
                 self.fix_hot(j, To::Stub(super::Stub::Exit));
             }
             ChkRip => self.check_rip(o),
+            Getf => self.get_flags(o),
+            RmwCmpxchg2 => self.cmpxchg2(index, o),
             // MFENCE
             Fence => self.out.hot.bytes.extend_from_slice(&[0x0f, 0xae, 0xf0]),
             _ => unreachable!("{:?} was said to be supported", o.op),

@@ -169,6 +169,7 @@ impl<'a> Emit<'a> {
                 }
                 let hidden = match o.op {
                     Opcode::Div | Opcode::Idiv => 0b101,
+                    Opcode::RmwCmpxchg2 => 0b1111,
                     Opcode::X86 => self.opaque_registers(o),
                     _ => 0,
                 };

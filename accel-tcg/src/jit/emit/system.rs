@@ -7,8 +7,9 @@
 use super::super::asm::{Mem, Rm, alu, reg, sh};
 use super::super::stubs::Stub;
 use super::flags::{Fl, Loc};
-use super::{Emit, Helper, To, at};
-use crate::ir::{Cond, Help, Op, Ty};
+use super::{CHECKED, Emit, Helper, Hold, To, at};
+use crate::ir::op::flag;
+use crate::ir::{Attr, Cond, Help, Op, Ref, Ty};
 use crate::mode::key;
 use anura_x86::regs::{cr4, rflags};
 
@@ -58,6 +59,7 @@ impl Emit<'_> {
             Help::Cpuid => self.identify(o),
             Help::Pause if !self.options.counted => self.pause(o),
             Help::Swapgs if ring0 && k & key::L64 != 0 => self.swap_gs(),
+            Help::Sti if ring0 && !self.options.counted => self.sti(o),
             Help::Cld => self.direction(false),
             Help::Std => self.direction(true),
             _ => return false,
@@ -156,6 +158,26 @@ impl Emit<'_> {
         self.called_helper(Help::Pause);
     }
 
+    /// STI where nothing waits: then its shadow is of no consequence, since nothing is looked for before the next
+    /// instruction is over.
+    fn sti(&mut self, o: &Op) {
+        self.forget_temps();
+        self.materialize();
+        let helper = self.constants(o, 0);
+        let (cold, jump) = self.call_cold(helper);
+        let hot = &mut self.out.hot;
+        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
+        hot.mov_r_rm(Ty::I32, reg::R10, Rm::Mem(Mem::base(reg::R10, 0)));
+        hot.alu_r_rm(alu::OR, Ty::I8, reg::R10, Rm::Mem(Mem::env(at::ATTENTION)));
+        hot.test_rm_r(Ty::I32, Rm::Reg(reg::R10), reg::R10);
+        let j = hot.jcc(Cond::Nz);
+        hot.alu_rm_i(alu::OR, Ty::I64, Rm::Mem(Mem::env(at::EFLAGS)), rflags::IF as i32);
+        let back = hot.len() as u32;
+        self.fix_hot(j, To::Cold(cold));
+        self.fix_cold(jump, To::Hot(back));
+        self.called_helper(Help::Sti);
+    }
+
     fn swap_gs(&mut self) {
         let (base, other) = (Rm::Mem(Mem::env(at::seg_base(5))), Rm::Mem(Mem::env(at::KERNEL_GS_BASE)));
         let hot = &mut self.out.hot;
@@ -173,5 +195,44 @@ impl Emit<'_> {
             true => self.out.hot.alu_rm_i(alu::OR, Ty::I64, flags, rflags::DF as i32),
         }
         self.host = 0;
+    }
+
+    /// CMPXCHG8B and CMPXCHG16B. Operands off their boundary are the interpreter's business.
+    pub(super) fn cmpxchg2(&mut self, index: usize, o: &Op) {
+        let f = o.attr.flags();
+        self.before_write(Ref::gpr(0), index, 0);
+        self.before_write(Ref::gpr(2), index, 0);
+        self.materialize();
+        self.check(o.a, o.ty.bytes() * 2, true, Attr(o.attr.0 | Attr::ALIGNED));
+        if f {
+            self.override_begin(flag::ZF);
+        }
+        if o.attr.lock() && self.options.smp {
+            self.out.hot.bytes.push(0xf0);
+        }
+        self.out.hot.map1(o.ty, 0xc7, 1, Rm::Mem(CHECKED));
+        self.hold = [Hold::Free; 2];
+        if f {
+            self.override_flags(flag::ZF);
+        }
+        self.host = flag::ZF;
+    }
+
+    /// The flags in a register: the status flags, or the whole register as PUSHF stores it.
+    pub(super) fn get_flags(&mut self, o: &Op) {
+        self.forget_temps();
+        self.materialize();
+        let c = self.out.hot.call();
+        self.fix_hot(c, To::Stub(Stub::Status));
+        self.host = 0;
+        self.hold[0] = Hold::Op;
+        let s = Rm::Reg(reg::R9);
+        if o.ty == Ty::I64 {
+            // All flags there are lie in the lower half.
+            self.out.hot.alu_r_rm(alu::OR, Ty::I32, reg::R9, Rm::Mem(Mem::env(at::EFLAGS)));
+            self.out.hot.alu_rm_i(alu::AND, Ty::I32, s, !(rflags::VM | rflags::RF) as i32);
+        }
+        self.out.hot.alu_rm_i(alu::OR, Ty::I32, s, rflags::ONE as i32);
+        self.put(o.dst, o.ty, reg::R9);
     }
 }
