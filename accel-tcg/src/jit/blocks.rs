@@ -14,12 +14,13 @@ use crate::env::Cpu;
 use crate::interp::thunk;
 use crate::ir::Block as Ir;
 use crate::show;
+use hashbrown::HashTable;
+use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
-type Key = (usize, u64, u32);
 
 /// Samples of jumps back to a block after which it is worth a second look.
 const HOT: u8 = 2;
@@ -43,8 +44,6 @@ pub(crate) struct Block {
     pub key: u32,
     /// Host address of the guest's bytes.
     pub host: usize,
-    /// The same of the second page's, for a block that crosses.
-    pub second: Option<usize>,
     /// Bytes, and how many of them lie before the first one that is run.
     pub len: u32,
     before: u16,
@@ -54,16 +53,28 @@ pub(crate) struct Block {
     heat: u8,
     cold: u32,
     sites: Box<[Site]>,
+    rare: Option<Box<Rare>>,
+    /// Slots that lead here; bit 0 set for those with an epoch.
+    preds: SmallVec<[u32; 2]>,
+}
+
+/// What many blocks do without.
+struct Rare {
+    /// Host address of the second page's bytes, for a block that crosses.
+    second: Option<usize>,
     recipes: Box<[Recipe]>,
     lent: Box<[Lent]>,
     // Held, and boxed, for the code, which has their addresses.
     _helpers: Box<[Box<Helper>]>,
     _steps: Box<[Box<Step>]>,
-    /// Slots that lead here; bit 0 set for those with an epoch.
-    preds: Vec<u32>,
 }
 
 impl Block {
+    /// Host address of the guest's bytes in the second page, for a block that crosses.
+    pub fn second(&self) -> Option<usize> {
+        self.rare.as_ref().and_then(|r| r.second)
+    }
+
     /// Where the guest's bytes begin.
     fn start(&self) -> usize {
         self.host - usize::from(self.before)
@@ -96,7 +107,8 @@ pub(crate) struct Jit {
     stub_bytes: usize,
     pub options: Options,
     blocks: Vec<Option<Box<Block>>>,
-    index: HashMap<Key, u32, Hasher>,
+    /// The blocks by place.
+    index: HashTable<u32>,
     /// The blocks made from each page.
     pages: HashMap<usize, Vec<u32>, Hasher>,
     /// Where the cold code of blocks starts, in the order that it was written.
@@ -136,7 +148,7 @@ impl Jit {
             stubs,
             options: Options { counted, bmi, pinned, smp, chaos: Chaos::default(), count: true },
             blocks: Vec::new(),
-            index: HashMap::default(),
+            index: HashTable::new(),
             pages: HashMap::default(),
             by_cold: Vec::new(),
             spare: Output::default(),
@@ -167,7 +179,8 @@ impl Jit {
     /// The block at a place.
     #[inline]
     pub fn find(&self, host: usize, rip: u64, key: u32) -> Option<u32> {
-        self.index.get(&(host, rip, key)).copied()
+        let here = |id: &u32| self.block(*id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key));
+        self.index.find(hash(host, rip, key), here).copied()
     }
 
     /// A block by number.
@@ -274,32 +287,53 @@ impl Jit {
         self.arena.add(Part::Slots, &words);
         let id = self.blocks.len() as u32;
         self.counts.steps += out.steps.len() as u64;
+        let plain = second.is_none()
+            && out.recipes.is_empty()
+            && out.lent.is_empty()
+            && out.helpers.is_empty()
+            && out.steps.is_empty();
+        let rare = (!plain).then(|| {
+            Box::new(Rare {
+                second,
+                recipes: out.recipes.as_slice().into(),
+                lent: out.lent.as_slice().into(),
+                _helpers: out.helpers.drain(..).collect(),
+                _steps: out.steps.drain(..).collect(),
+            })
+        });
         let block = Block {
             entry: self.arena.address(hot),
             rip,
             key,
             host,
-            second,
             len,
             before,
             n,
             heat: 0,
             cold: cold as u32,
             sites: out.sites.as_slice().into(),
-            recipes: out.recipes.as_slice().into(),
-            lent: out.lent.as_slice().into(),
-            _helpers: out.helpers.drain(..).collect(),
-            _steps: out.steps.drain(..).collect(),
-            preds: Vec::new(),
+            rare,
+            preds: SmallVec::new(),
         };
         if !out.cold.bytes.is_empty() {
             self.by_cold.push((cold as u32, id));
         }
-        self.index.insert((host, rip, key), id);
         for page in sources {
             self.pages.entry(*page).or_default().push(id);
         }
         self.blocks.push(Some(Box::new(block)));
+        // One that does not fit any more may be there.
+        let blocks = &self.blocks;
+        let block = |id: &u32| blocks[*id as usize].as_deref();
+        let at = hash(host, rip, key);
+        let here = |id: &u32| block(id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key));
+        match self.index.find_mut(at, here) {
+            Some(old) => *old = id,
+            None => {
+                let place = |id: &u32| block(id).map_or(0, |b| hash(b.host, b.rip, b.key));
+                self.index.insert_unique(at, id, place);
+            }
+        }
         self.spare = out;
         id
     }
@@ -309,7 +343,7 @@ impl Jit {
         let Some(id) = self.find(host, rip, key) else { return false };
         let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return false };
         b.heat = b.heat.saturating_add(1);
-        b.heat == HOT && b.second.is_none()
+        b.heat == HOT && b.second().is_none()
     }
 
     /// Lets the slot of an exit lead to a block from now on; `epoch` for a slot that is guarded.
@@ -348,7 +382,7 @@ impl Jit {
         p.retain(|id| {
             let Some(b) = blocks[*id as usize].as_deref() else { return false };
             let len = b.len as usize;
-            let hit = match b.second {
+            let hit = match b.second() {
                 Some(second) => {
                     let first = 0x1000 - (b.host & 0xfff);
                     let rest = len - first.min(len);
@@ -378,8 +412,8 @@ impl Jit {
         for slot in &b.preds {
             self.unlink(*slot, b.entry);
         }
-        if self.index.get(&(b.host, b.rip, b.key)) == Some(&id) {
-            self.index.remove(&(b.host, b.rip, b.key));
+        if let Ok(entry) = self.index.find_entry(hash(b.host, b.rip, b.key), |n| *n == id) {
+            entry.remove();
         }
         home.forget_jump(b.rip, b.entry);
     }
@@ -400,7 +434,7 @@ impl Jit {
     /// The granules of a page that blocks were made from.
     pub fn granules(&self, page: usize) -> u64 {
         let blocks = self.pages.get(&page).into_iter().flatten().filter_map(|id| self.block(*id));
-        blocks.fold(0, |all, b| all | covered(page, b.start(), b.len as usize, b.second))
+        blocks.fold(0, |all, b| all | covered(page, b.start(), b.len as usize, b.second()))
     }
 
     /// Whether there are blocks from a page.
@@ -442,14 +476,15 @@ impl Jit {
         let ret = at - b.cold;
         let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
         let site = b.sites[n];
-        for (n, l) in b.lent.iter().enumerate() {
+        let (lent, recipes) = b.rare.as_ref().map_or((&[][..], &[][..]), |r| (&r.lent, &r.recipes));
+        for (n, l) in lent.iter().enumerate() {
             let lender = usize::from(l.lender & 15);
             if l.guest != Lent::NOBODY {
                 cpu.env.gpr[usize::from(l.guest & 15)] = cpu.env.gpr[lender];
             }
             cpu.env.gpr[lender] = cpu.env.jit.lent[n & 7];
         }
-        if let Some(r) = b.recipes.get(usize::from(site.recipe)) {
+        if let Some(r) = recipes.get(usize::from(site.recipe)) {
             apply(cpu, *r);
         }
         let rip = b.rip.wrapping_add_signed(site.off.into());
@@ -461,6 +496,13 @@ impl Jit {
     pub fn sizes(&self) -> ([usize; 3], usize) {
         (self.arena.used(), self.index.len())
     }
+}
+
+/// Where the index has a block.
+fn hash(host: usize, rip: u64, key: u32) -> u64 {
+    // The host address says nearly all; what is left tells aliases and modes apart.
+    let mixed = (host as u64) ^ rip.rotate_left(20) ^ u64::from(key).rotate_left(44);
+    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26)
 }
 
 /// Fills in displacements. `bytes`: hot and cold; `starts`: where they and the slots will lie.

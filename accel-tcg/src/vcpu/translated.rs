@@ -52,7 +52,7 @@ impl SoftVcpu {
             if let Some((slot, far)) = from.take()
                 && epoch == self.cpu.t0.epoch
                 && flushes == jit.counts.flushes
-                && (far || jit.block(id)?.second.is_none())
+                && (far || jit.block(id)?.second().is_none())
             {
                 let (epochs, rip) = (self.cpu.env.jit.epoch, self.cpu.env.rip);
                 jit.link(slot, far.then_some(epochs[(rip >> 63) as usize]), id);
@@ -212,7 +212,7 @@ impl SoftVcpu {
             if u64::from(b.len.max(1)) - 1 > limit - rip {
                 found = None;
             }
-            if let Some(second) = b.second {
+            if let Some(second) = b.second() {
                 let next = (linear & !0xfff).wrapping_add(0x1000);
                 let now = cpu.translate_exec(next)?;
                 if now.host as usize != second {
@@ -231,7 +231,7 @@ impl SoftVcpu {
         let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) else { return Err(Refused::Device) };
         let code = b.entry;
         if flat && linked {
-            let only = b.second.is_none().then_some(host);
+            let only = b.second().is_none().then_some(host);
             cpu.set_jump(Jump::new(rip, tag, code, id, only));
         }
         Ok(Some((id, code)))
