@@ -530,11 +530,16 @@ fn place(fixes: &[Fix], bytes: [&mut Vec<u8>; 2], starts: [usize; 3], stub: impl
 }
 
 /// The host's code of a block as text, for tests: hot code at 1000h, cold code at 2000h, slots from 3000h on, and stubs
-/// 100h apart from 10000h on. Where the machine is concerned, it is a host with BMI that counts nothing.
+/// 100h apart from 10000h on. Where the machine is concerned, it is a host with BMI that counts nothing. A block that
+/// leads to itself is written as a loop.
 pub fn host_text(ir: &Ir) -> String {
     let chaos = Chaos::default();
     let options = Options { counted: false, bmi: true, pinned: false, smp: false, chaos, count: false };
-    let mut out = Emit::block(ir, false, options, None, Output::default());
+    let looping = super::region::successors(ir).any(|rip| rip == ir.va);
+    let mut out = match looping {
+        true => Emit::region(std::slice::from_ref(ir), options, None, Output::default()),
+        false => Emit::block(ir, false, options, None, Output::default()),
+    };
     let (h, c) = (&mut out.hot.bytes, &mut out.cold.bytes);
     place(&out.fixes, [h, c], [0x1000, 0x2000, 0x3000], |s| 0x1_0000 + 0x100 * s as usize);
     let text = |at: u64, bytes: &[u8]| -> String {
