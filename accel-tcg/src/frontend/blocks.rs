@@ -63,7 +63,7 @@ pub fn build<F>(
                 }
             }
             Err(e) => {
-                b.begin_invalid();
+                b.begin_invalid(if crosses { 15 } else { n });
                 match e {
                     DecodeError::TooLong => b.raise(13, true),
                     _ => b.ud(),
@@ -81,4 +81,22 @@ pub fn build<F>(
         }
     }
     Ok(Built { block: b.block, crosses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::key;
+
+    #[test]
+    fn what_is_no_instruction_covers_every_byte_that_could_make_it_one() {
+        let mut bytes = [0x90; 32];
+        bytes[1] = 0xff;
+        bytes[2] = 0xff;
+        let none = || -> Result<[u8; 15], ()> { Err(()) };
+        let built = build(&bytes, none, (0, 0, key::L64), &Features::all(), 64).unwrap();
+        assert_eq!((built.block.insns.len(), built.block.len()), (2, 16));
+        let built = build(&bytes[..4], none, (0, 0, key::L64), &Features::all(), 64).unwrap();
+        assert_eq!(built.block.len(), 4);
+    }
 }

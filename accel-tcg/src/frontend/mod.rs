@@ -94,11 +94,12 @@ impl<'a> Builder<'a> {
         self.bytes = bytes;
     }
 
-    /// Starts what is no instruction, so that a fault can be raised for it.
-    pub fn begin_invalid(&mut self) {
+    /// Starts what is no instruction, so that a fault can be raised for it. `len`: bytes that were looked at, any of
+    /// which would make it another one.
+    pub fn begin_invalid(&mut self, len: usize) {
         self.begin(Instruction::default(), [0; 15]);
         if let Some(i) = self.block.insns.last_mut() {
-            i.len = 1;
+            i.len = len.clamp(1, 15) as u8;
         }
     }
 
