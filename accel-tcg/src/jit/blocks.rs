@@ -196,6 +196,13 @@ impl Jit {
             && self.arena.fits(Part::Slots, 4096))
     }
 
+    /// Whether the largest region surely fits.
+    pub fn has_room_for_region(&self) -> bool {
+        self.arena.fits(Part::Hot, 384 << 10)
+            && self.arena.fits(Part::Cold, 384 << 10)
+            && self.arena.fits(Part::Slots, 16 << 10)
+    }
+
     /// Drops everything; the marks on the pages are the caller's business.
     pub fn clear(&mut self, home: &mut Home) {
         self.pages.clear();

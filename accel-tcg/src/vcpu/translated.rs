@@ -250,7 +250,7 @@ impl SoftVcpu {
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
         let Some(jit) = &mut self.jit else { return };
-        if jit.generation != cache.generation || jit.full() || !jit.heat(host, rip, mode) {
+        if jit.generation != cache.generation || !jit.has_room_for_region() || !jit.heat(host, rip, mode) {
             return;
         }
         let start = Instant::now();
