@@ -82,9 +82,9 @@ pub(super) mod sh {
 #[derive(Default)]
 pub(super) struct Buf {
     pub bytes: Vec<u8>,
-    /// What instructions have named since somebody cleared this: a bit for each register that was an operand or an
-    /// implicit destination, not a part of an address, and from bit 16 on one for each guest register in the
-    /// environment. Whoever pushes bytes by hand sees to it himself.
+    /// What instructions have named since somebody cleared this: a bit for each register that may have been written, and
+    /// from bit 16 on one for each guest register in the environment that was an operand. Whoever pushes bytes by hand
+    /// sees to it himself.
     pub touched: u32,
 }
 
@@ -209,9 +209,16 @@ impl Buf {
         self.modrm(ty, op, r, rm, byte, byte);
     }
 
+    /// The same for an instruction that only reads the register.
+    fn sized_from(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm) {
+        let byte = ty == Ty::I8;
+        let op = if byte { op & !1 } else { op | 1 };
+        self.encode(ty, op, r, rm, byte, byte);
+    }
+
     /// `op rm, r`
     pub fn alu_rm_r(&mut self, op: u8, ty: Ty, rm: Rm, r: Reg) {
-        self.sized(ty, u16::from(op) << 3, r, rm);
+        self.sized_from(ty, u16::from(op) << 3, r, rm);
     }
     /// `op r, rm`
     pub fn alu_r_rm(&mut self, op: u8, ty: Ty, r: Reg, rm: Rm) {
@@ -252,7 +259,7 @@ impl Buf {
     }
     /// `mov rm, r`
     pub fn mov_rm_r(&mut self, ty: Ty, rm: Rm, r: Reg) {
-        self.sized(ty, 0x88, r, rm);
+        self.sized_from(ty, 0x88, r, rm);
     }
     /// `mov r, rm`
     pub fn mov_r_rm(&mut self, ty: Ty, r: Reg, rm: Rm) {

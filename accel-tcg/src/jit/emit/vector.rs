@@ -5,7 +5,7 @@
 
 use super::super::asm::{Mem, Rm, alu, reg};
 use super::super::stubs::Stub;
-use super::{CHECKED, Emit, Hold, To, at};
+use super::{CHECKED, Emit, Hold, Parts, To, at};
 use crate::frontend::effects::{Features, Unit};
 use crate::interp::thunk::{self, Shape};
 use crate::ir::op::flag;
@@ -132,6 +132,9 @@ impl Emit<'_> {
             self.out.hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::gpr(n))));
         }
         self.out.hot.bytes.extend_from_slice(&r.bytes);
+        if r.spare.is_some() {
+            self.out.hot.touched |= 1 << reg::R10;
+        }
         for n in 0..16 {
             if s.writes >> n & 1 != 0 {
                 self.out.hot.touched |= self.place_bit(n);
@@ -219,17 +222,30 @@ impl Emit<'_> {
     }
 
     /// Where the last x87 instruction and its operand were.
-    fn pointers(&mut self, mem: Option<(Option<super::Parts>, Ref)>) {
+    fn pointers(&mut self, mem: Option<(Option<Parts>, Ref)>) {
         let insn = self.b.insns.get(self.insn as usize).copied().unwrap_or_default();
         let mask = if self.b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
         let rip = self.b.va.wrapping_add(insn.off.into()) & mask;
+        // Without scratch registers as far as possible: they still have the place of the access.
         if rip as i64 == i64::from(rip as i32) {
             self.out.hot.mov_m_i(Ty::I64, Mem::env(FIP), rip as i32);
         } else {
-            self.out.hot.mov_imm(reg::R10, rip);
-            self.out.hot.mov_rm_r(Ty::I64, Rm::Mem(Mem::env(FIP)), reg::R10);
+            self.out.hot.mov_m_i(Ty::I32, Mem::env(FIP), rip as i32);
+            self.out.hot.mov_m_i(Ty::I32, Mem::env(FIP + 4), (rip >> 32) as i32);
         }
         let Some((parts, a)) = mem else { return };
+        if let Some(Parts { a, b: Ref::NONE, c: Ref::NONE, disp, .. }) = parts
+            && let Some(base) = a.as_gpr().and_then(|n| self.pin(n))
+            && let Ok(disp) = i32::try_from(disp)
+        {
+            let pointer = Rm::Mem(Mem::env(FDP));
+            self.out.hot.mov_rm_r(Ty::I64, pointer, base);
+            if disp != 0 {
+                self.out.hot.alu_rm_i(alu::ADD, Ty::I64, pointer, disp);
+                self.host = 0;
+            }
+            return;
+        }
         let s = match parts {
             Some(p) => {
                 let s = self.scratch();
