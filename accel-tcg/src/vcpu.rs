@@ -409,6 +409,8 @@ impl SoftVcpu {
     fn refused(&mut self, e: Refused) -> Option<VcpuExit> {
         match e {
             Refused::Fault(f) => self.fault(f),
+            // The run loop takes over what happened and looks again.
+            Refused::Changed => None,
             Refused::Device => Some(VcpuExit::Failed(InternalError {
                 what: "the guest jumped to memory that is neither RAM nor ROM".into(),
                 rip: self.cpu.env.rip,

@@ -25,6 +25,8 @@ pub(super) struct Made {
 pub(super) enum Refused {
     Fault(Fault),
     Device,
+    /// Its bytes changed while it was made.
+    Changed,
 }
 
 impl From<Fault> for Refused {

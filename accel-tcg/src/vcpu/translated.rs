@@ -228,7 +228,8 @@ impl SoftVcpu {
         cpu.announce();
         let tag = cpu.env.jit.tag[(rip >> 63) as usize];
         let linked = !cpu.jit.log.each_block();
-        let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) else { return Err(Refused::Device) };
+        // Another processor may have written to it since.
+        let Some(b) = self.jit.as_ref().and_then(|j| j.block(id)) else { return Err(Refused::Changed) };
         let code = b.entry;
         if flat && linked {
             let only = b.second().is_none().then_some(host);
