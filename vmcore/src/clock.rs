@@ -115,6 +115,8 @@ impl Moment {
 const LEARNING: Duration = Duration::from_millis(50);
 /// A jump of the counter, which some machines make when they wake up.
 const JUMP: i64 = 200_000_000;
+/// What a look at both clocks takes at most, if nothing comes between.
+const LOOK: u64 = 10_000_000;
 
 impl Clock {
     fn with_driver(driver: Driver) -> Self {
@@ -224,7 +226,13 @@ impl Clock {
     fn look_at_counter(&self) {
         let inner = &*self.inner;
         let Some(counter) = inner.counter.get() else { return };
-        let behind = self.monotonic_ns().wrapping_sub(counter.now()) as i64;
+        let before = self.monotonic_ns();
+        let counted = counter.now();
+        if self.monotonic_ns().wrapping_sub(before) > LOOK {
+            // The host ran something else between the two looks.
+            return;
+        }
+        let behind = before.wrapping_sub(counted) as i64;
         let jump = behind.wrapping_sub(inner.behind.swap(behind, Ordering::Relaxed));
         if jump.abs() > JUMP {
             inner.bias.fetch_add(jump as u64, Ordering::AcqRel);
