@@ -486,8 +486,10 @@ impl Jit {
         let (lent, recipes) = b.rare.as_ref().map_or((&[][..], &[][..]), |r| (&r.lent, &r.recipes));
         for (n, l) in lent.iter().enumerate() {
             let lender = usize::from(l.lender & 15);
-            if l.guest != Lent::NOBODY {
-                cpu.env.gpr[usize::from(l.guest & 15)] = cpu.env.gpr[lender];
+            match l.guest {
+                Lent::NOBODY => {}
+                Lent::BUDGET => cpu.env.jit.budget = cpu.env.gpr[lender] as i64,
+                n => cpu.env.gpr[usize::from(n & 15)] = cpu.env.gpr[lender],
             }
             cpu.env.gpr[lender] = cpu.env.jit.lent[n & 7];
         }

@@ -150,6 +150,8 @@ pub(super) struct Site {
 
 impl Lent {
     pub const NOBODY: u8 = 255;
+    /// The instructions left.
+    pub const BUDGET: u8 = 254;
 }
 
 impl Site {
@@ -159,7 +161,7 @@ impl Site {
 /// A host register whose guest register the code has no use for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Lent {
-    /// The guest register that is there instead, or [`Lent::NOBODY`] for what is the code's own.
+    /// The guest register that is there instead, [`Lent::BUDGET`], or [`Lent::NOBODY`] for what is the code's own.
     pub guest: u8,
     pub lender: u8,
 }
@@ -361,7 +363,7 @@ impl<'a> Emit<'a> {
             region: None,
             options,
             out,
-            fl: Fl::Env { carry: None },
+            fl: Fl::Env { carry: false },
             host: 0,
             live,
             temps,
@@ -538,7 +540,7 @@ impl<'a> Emit<'a> {
 
     /// After a call that may have done anything.
     fn called(&mut self) {
-        self.fl = Fl::Env { carry: None };
+        self.fl = Fl::Env { carry: false };
         self.host = 0;
         (self.vectors, self.x87) = (false, false);
         self.near = None;

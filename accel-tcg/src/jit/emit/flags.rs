@@ -39,7 +39,7 @@ impl Recipe {
 pub(super) enum Fl {
     /// They are in the environment; if `carry`, CF is the low bit of `cc_c`.
     Env {
-        carry: Option<()>,
+        carry: bool,
     },
     Known {
         kind: u32,
@@ -180,7 +180,7 @@ impl Emit<'_> {
                 self.out.hot.setcc(c, Rm::Mem(Mem::env(at::CC_C + n)));
             }
         }
-        self.fl = Fl::Env { carry: (flags & flag::CF != 0).then_some(()) };
+        self.fl = Fl::Env { carry: flags & flag::CF != 0 };
         self.host = 0;
     }
 
@@ -211,7 +211,7 @@ impl Emit<'_> {
         }
         let (k, ty, a, b) = match self.fl {
             Fl::Known { kind, ty, a, b, .. } => (kind, ty, a, b),
-            Fl::Env { carry } if carry.is_none() || reads != flag::CF => {
+            Fl::Env { carry } if !carry || reads != flag::CF => {
                 // Nothing is known here, so what the record says is found out when it runs.
                 let c = self.out.hot.call();
                 self.fix_hot(c, To::Stub(Stub::Flags));
@@ -347,7 +347,7 @@ impl Emit<'_> {
             self.out.hot.mov_rm_r(Ty::I8, Rm::Mem(Mem::env(at::CC_B)), s);
             return self.unscratch(s);
         }
-        if self.fl != (Fl::Env { carry: None }) && self.can_test(Cond::B, true) {
+        if self.fl != (Fl::Env { carry: false }) && self.can_test(Cond::B, true) {
             self.test(Cond::B);
             self.out.hot.setcc(Cond::B, Rm::Mem(Mem::env(at::CC_B)));
             return;

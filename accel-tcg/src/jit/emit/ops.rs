@@ -183,7 +183,7 @@ impl Emit<'_> {
             Ld | LdW => self.load(index, o),
             St => self.store(o),
             RmwAdd | RmwSub | RmwAnd | RmwOr | RmwXor | RmwInc | RmwDec | RmwNeg | RmwNot | RmwXchg
-            | RmwAdc | RmwSbb | RmwBts | RmwBtr | RmwBtc => self.rmw(index, o),
+            | RmwAdc | RmwSbb | RmwBts | RmwBtr | RmwBtc => self.rmw(o),
             Helper if self.moves_mxcsr(o) => {}
             Helper => self.helper(o),
             Br => self.branch(o),
@@ -308,7 +308,7 @@ impl Emit<'_> {
         let same = o.a == o.b;
         let mut b_loc = Loc::Imm(0);
         if f {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
             if k != kind::LOGIC && !(same && op == alu::SUB) {
                 b_loc = self.place(o.b, o.ty, o.dst, at::CC_B);
             }
@@ -385,7 +385,7 @@ impl Emit<'_> {
         if !f {
             return;
         }
-        self.fl = Fl::Env { carry: None };
+        self.fl = Fl::Env { carry: false };
         let a_loc = self.place(o.a, o.ty, Ref::NONE, at::CC_A);
         let b_loc = self.place(o.b, o.ty, Ref::NONE, at::CC_B);
         let a = self.rm_or_reg(o.a, o.ty);
@@ -414,7 +414,7 @@ impl Emit<'_> {
         if !o.attr.flags() {
             return;
         }
-        self.fl = Fl::Env { carry: None };
+        self.fl = Fl::Env { carry: false };
         if o.a == o.b
             && let Some(n) = o.a.as_gpr()
         {
@@ -481,7 +481,7 @@ impl Emit<'_> {
         if step {
             // INC and DEC take the carry over, and nothing else.
             self.carry_to_b();
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
             self.before_write(o.dst, index, ALL);
         } else {
             self.before_write(o.dst, index, kills);
@@ -502,7 +502,7 @@ impl Emit<'_> {
         };
         let neg = f && o.op == Opcode::Neg;
         if neg {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         }
         let (m, s) = match target {
             Some(m) => (m, None),
@@ -555,7 +555,7 @@ impl Emit<'_> {
         let f = o.attr.flags();
         self.before_write(o.dst, index, if f { ALL } else { 0 });
         if f {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         }
         let target = o.dst.as_gpr().and_then(|n| self.pin(n)).filter(|_| o.dst == o.a);
         let (d, s) = match target {
@@ -603,7 +603,7 @@ impl Emit<'_> {
                 _ => None,
             };
             if f {
-                self.fl = Fl::Env { carry: None };
+                self.fl = Fl::Env { carry: false };
             }
             let (d, s) = match target {
                 Some(d) => (d, None),
@@ -667,7 +667,7 @@ impl Emit<'_> {
             self.out.hot.mov_m_i(Ty::I32, Mem::env(at::CC_OP), (k + o.ty as u32 | raw) as i32);
             self.out.hot.land(j);
             self.unscratch(t);
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         }
         self.host = 0;
         self.put(o.dst, o.ty, s);
@@ -728,7 +728,7 @@ impl Emit<'_> {
         let f = o.attr.flags();
         self.before_write(o.dst, index, if f { ALL } else { 0 });
         if f {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         }
         let d = o.dst.as_gpr().and_then(|n| self.pin(n)).filter(|_| o.ty != Ty::I16);
         // IMUL's flags are for signed products; the unsigned low half alone never has flags that anybody sees.
@@ -787,7 +787,7 @@ impl Emit<'_> {
         self.before_write(lo.dst, index, kills);
         self.before_write(hi.dst, index, kills);
         if f {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         }
         // The operand is read once here, but was counted twice.
         self.used(o.b);
@@ -895,7 +895,7 @@ impl Emit<'_> {
         let all = o.op == Opcode::Popcnt;
         self.before_write(o.dst, index, if f && all { ALL } else { 0 });
         if f && all {
-            self.fl = Fl::Env { carry: None };
+            self.fl = Fl::Env { carry: false };
         } else if f {
             self.materialize();
         }
@@ -1083,7 +1083,7 @@ impl Emit<'_> {
     }
 
     /// An operation on memory whose old value nobody wants.
-    fn rmw(&mut self, index: usize, o: &Op) {
+    fn rmw(&mut self, o: &Op) {
         use Opcode::*;
         let f = o.attr.flags();
         let lock = o.attr.lock() && self.options.smp;
@@ -1125,7 +1125,6 @@ impl Emit<'_> {
             }
             return self.put(o.dst, o.ty, s);
         }
-        let _ = index;
         if o.op == RmwXchg {
             let s = self.copy(value, o.ty);
             self.out.hot.xchg(o.ty, Rm::Mem(m), s);
@@ -1321,7 +1320,6 @@ impl Emit<'_> {
 
     fn branch_nonzero(&mut self, o: &Op) {
         let m = self.rm(o.c, o.ty);
-        self.hold_all();
         match m {
             Rm::Reg(s) => self.out.hot.test_rm_r(o.ty, m, s),
             m => self.out.hot.alu_rm_i(alu::CMP, o.ty, m, 0),
@@ -1340,14 +1338,6 @@ impl Emit<'_> {
         let here = self.out.hot.len() as u32;
         self.fix_hot(j, To::Hot(here));
         self.exit_to(other);
-    }
-
-    fn hold_all(&mut self) {
-        for h in &mut self.hold {
-            if *h == Hold::Free {
-                *h = Hold::Op;
-            }
-        }
     }
 
     /// Leaves the check of a new RIP to where nobody knows it yet: what the table of jumps knows may become RIP. That is

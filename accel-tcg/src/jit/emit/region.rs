@@ -33,7 +33,7 @@ struct State {
 }
 
 impl State {
-    const NOTHING: State = State { fl: Fl::Env { carry: None }, vectors: false, x87: false };
+    const NOTHING: State = State { fl: Fl::Env { carry: false }, vectors: false, x87: false };
 }
 
 /// A part in a state.
@@ -78,6 +78,8 @@ pub(super) struct Region<'a> {
     part: usize,
     /// Accesses of each part that are checked together.
     groups: Vec<Groups>,
+    /// Where the instructions left are, if not in the environment.
+    budget: Option<Reg>,
 }
 
 impl Region<'_> {
@@ -125,6 +127,7 @@ impl<'a> Emit<'a> {
             next: None,
             part: 0,
             groups: parts.iter().map(|_| Groups::default()).collect(),
+            budget: None,
         });
         e.lend();
         e.borrow();
@@ -192,6 +195,14 @@ impl<'a> Emit<'a> {
             self.map[usize::from(lender)] = None;
             self.out.lent.push(Lent { guest, lender });
         }
+        // The instructions left are looked at in every part.
+        if self.options.counted
+            && let Some(lender) = lenders.next()
+        {
+            self.map[usize::from(lender)] = None;
+            self.out.lent.push(Lent { guest: Lent::BUDGET, lender });
+            self.region_mut().budget = canonical(lender);
+        }
         // What is left holds addresses.
         let mut groups: Vec<Groups> = Vec::with_capacity(parts.len());
         for b in parts {
@@ -213,7 +224,11 @@ impl<'a> Emit<'a> {
     fn each_lent(&mut self, mut f: impl FnMut(&mut super::Buf, u8, Option<Rm>, Rm)) {
         for (n, l) in self.out.lent.iter().enumerate() {
             let host = canonical(l.lender).unwrap_or(reg::R9);
-            let guest = (l.guest != Lent::NOBODY).then(|| Rm::Mem(Mem::env(at::gpr(l.guest))));
+            let guest = match l.guest {
+                Lent::NOBODY => None,
+                Lent::BUDGET => Some(Rm::Mem(Mem::env(at::BUDGET))),
+                n => Some(Rm::Mem(Mem::env(at::gpr(n)))),
+            };
             f(&mut self.out.hot, host, guest, Rm::Mem(Mem::env(at::lent(n))));
         }
     }
@@ -297,7 +312,8 @@ impl<'a> Emit<'a> {
         self.bind(label);
         if self.options.counted {
             let insns = self.b.insns.len() as i32;
-            self.out.hot.alu_rm_i(alu::SUB, Ty::I64, Rm::Mem(Mem::env(at::BUDGET)), insns);
+            let left = self.region_mut().budget.map_or(Rm::Mem(Mem::env(at::BUDGET)), Rm::Reg);
+            self.out.hot.alu_rm_i(alu::SUB, Ty::I64, left, insns);
             let j = self.out.hot.jcc(Cond::L);
             let rip = self.b.va;
             let label = self.edge_to(Leads::Loop(rip, code::BUDGET));

@@ -77,7 +77,7 @@ impl Emit<'_> {
                 Fl::Known { kind, ty, stored: true, .. } => {
                     Fl::Known { kind, ty, a: Loc::Env, b: Loc::Env, stored: true }
                 }
-                Fl::Known { .. } => Fl::Env { carry: None },
+                Fl::Known { .. } => Fl::Env { carry: false },
                 known => known,
             };
         }
