@@ -14,9 +14,14 @@ use anura_x86::regs::rflags;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// Instructions that code which counts runs at most before it looks whether somebody wants attention.
+const PIECE: u64 = 1 << 16;
+
 impl SoftVcpu {
     /// Runs translated code until something leaves to the loop.
     pub(super) fn translated(&mut self, cache: &mut Cache, limit: u64) -> Option<VcpuExit> {
+        let counted = self.jit.as_ref().is_some_and(|j| j.options.counted);
+        let limit = if counted { limit.min(self.cpu.env.icount.saturating_add(PIECE)) } else { limit };
         self.cpu.t0.limit = limit;
         let mut from: Option<(u32, bool)> = None;
         loop {

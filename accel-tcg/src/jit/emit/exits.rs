@@ -11,8 +11,12 @@ use crate::mode::key;
 const LONGEST: u64 = 15;
 
 impl Emit<'_> {
-    /// Jumps to where somebody else takes over if attention is wanted. Flags of the host are lost.
+    /// Jumps to where somebody else takes over if attention is wanted. Flags of the host are lost. Code that counts
+    /// has budgets that are soon spent instead.
     pub(super) fn poll(&mut self, rip: u64) {
+        if self.options.counted {
+            return;
+        }
         let hot = &mut self.out.hot;
         hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
         hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
@@ -73,10 +77,13 @@ impl Emit<'_> {
             let j = self.out.hot.jmp();
             return self.fix_hot(j, To::Stub(Stub::Exit));
         }
+        let polled = (!self.options.counted).then(|| {
+            let hot = &mut self.out.hot;
+            hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
+            hot.alu_rm_i(CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
+            hot.jcc(Cond::Nz)
+        });
         let hot = &mut self.out.hot;
-        hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
-        hot.alu_rm_i(CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
-        let polled = hot.jcc(Cond::Nz);
         if self.options.bmi {
             hot.rorx(Ty::I64, reg::R10, reg::R9, 12);
         } else {
@@ -96,20 +103,21 @@ impl Emit<'_> {
         let old = hot.jcc(Cond::Nz);
         hot.jmp_rm(entry(16));
         let unchecked = self.unchecked.take();
-        let at_polled = self.out.cold.len() as u32;
-        self.check_in_cold(unchecked);
-        self.out.cold.mov_imm(reg::R10, code::POLL.into());
-        let j1 = self.out.cold.jmp();
+        if let Some(polled) = polled {
+            self.fix_hot(polled, To::Cold(self.out.cold.len() as u32));
+            self.check_in_cold(unchecked);
+            self.out.cold.mov_imm(reg::R10, code::POLL.into());
+            let j = self.out.cold.jmp();
+            self.fix_cold(j, To::Stub(Stub::Exit));
+        }
         let at_old = self.out.cold.len() as u32;
         self.out.cold.mov_r_rm(Ty::I64, reg::R9, entry(0));
         let at_missed = self.out.cold.len() as u32;
         self.check_in_cold(unchecked);
         self.out.cold.mov_imm(reg::R10, code::LOOKUP.into());
         let j2 = self.out.cold.jmp();
-        self.fix_hot(polled, To::Cold(at_polled));
         self.fix_hot(missed, To::Cold(at_missed));
         self.fix_hot(old, To::Cold(at_old));
-        self.fix_cold(j1, To::Stub(Stub::Exit));
         self.fix_cold(j2, To::Stub(Stub::Exit));
     }
 

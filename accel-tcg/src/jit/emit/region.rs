@@ -401,6 +401,9 @@ impl<'a> Emit<'a> {
                 let r = self.region_mut();
                 let (label, written) = (r.versions[v].label, r.versions[v].written);
                 let rip = r.parts[r.versions[v].part].va;
+                if self.options.counted {
+                    return self.lead(Leads::Inside(v));
+                }
                 let hot = &mut self.out.hot;
                 hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
                 hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
