@@ -116,7 +116,7 @@ impl Emit<'_> {
                 super::Temp::Address(p) => Some(p),
                 _ => None,
             });
-            if s.unit == Unit::X87 && parts.is_none() {
+            if matches!(s.unit, Unit::X87 | Unit::Mmx) && parts.is_none() {
                 // Its address is wanted afterwards too.
                 self.settle(o.a, Ty::I64);
                 if let Some(t) = o.a.as_temp() {
