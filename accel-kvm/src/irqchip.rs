@@ -21,18 +21,6 @@ use crate::host::{System, Vm, has};
 /// Pins of the IOAPIC: routes that the kernel keeps for it.
 pub(crate) const PINS: u64 = 24;
 
-/// Where the local APICs are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Irqchip {
-    /// In the kernel where guest kernels run in hardware and the kernel can, ours elsewhere.
-    #[default]
-    Auto,
-    /// In the kernel.
-    Split,
-    /// Ours.
-    Off,
-}
-
 /// The kernel's local APICs, as the board sends to them.
 pub(crate) struct KernelApics {
     vm: Arc<dyn Vm>,

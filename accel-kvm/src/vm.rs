@@ -10,10 +10,11 @@ use anura_x86::FeatureSet;
 use kvm_ioctls::Cap;
 use parking_lot::Mutex;
 
+use crate::Irqchip;
 use crate::bells::Bells;
 use crate::gate::{self, Gate};
 use crate::host::{System, Vm, has};
-use crate::irqchip::{Irqchip, KernelApics};
+use crate::irqchip::KernelApics;
 use crate::slots::Slots;
 use crate::state::{extra_msrs, usable_msrs};
 use crate::vcpu::{KvmVcpu, StepBoard};

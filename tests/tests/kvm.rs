@@ -1,4 +1,5 @@
 //! The KVM engine on this host's `/dev/kvm`: firmware, several processors, and pauses under a spinning guest.
+#![cfg(target_arch = "x86_64")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};

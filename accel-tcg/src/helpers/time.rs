@@ -4,7 +4,6 @@ use super::system::put_pair;
 use super::{Flow, HelperArgs};
 use crate::env::{Cpu, Exec, Fault};
 use anura_x86::regs::cr4;
-use std::sync::OnceLock;
 
 /// The rate, in kHz, at which the counter counts nanoseconds.
 const NANOSECONDS: u64 = 1_000_000;
@@ -44,7 +43,7 @@ impl Cpu {
 fn host_counter() -> Option<fn() -> u64> {
     #[cfg(target_arch = "x86_64")]
     {
-        static TRUSTED: OnceLock<bool> = OnceLock::new();
+        static TRUSTED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
         let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
         let trusted =
             TRUSTED.get_or_init(|| std::fs::read_to_string(source).is_ok_and(|s| s.trim() == "tsc"));

@@ -91,6 +91,7 @@ impl Home {
 
     /// Its address, which is also that of its environment.
     #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
     pub fn pointer(&mut self) -> *mut Cpu {
         // SAFETY: as in `deref`.
         unsafe { &raw mut (*self.0.as_ptr()).cpu }

@@ -1,7 +1,8 @@
 //! Routines that translated code calls through its stubs.
 //!
 //! Each gets the address of the environment, which is the processor's, with the guest's general registers stored
-//! there, and catches its own panics: nothing unwinds through translated code.
+//! there, and catches its own panics: nothing unwinds through translated code. Their calling convention is the C one of
+//! x86-64 Linux (System V), which the stubs are written for.
 
 use super::chaos::Chaos;
 use super::emit::{Helper, Step};
@@ -61,7 +62,7 @@ fn guarded<T>(cpu: &mut Cpu, otherwise: T, f: impl FnOnce(&mut Cpu) -> T) -> T {
 }
 
 /// An access that the inline check refused. The host address, or null to leave.
-pub(super) unsafe extern "sysv64" fn slow(cpu: *mut Cpu, va: u64, what: u32) -> *mut u8 {
+pub(super) unsafe extern "C" fn slow(cpu: *mut Cpu, va: u64, what: u32) -> *mut u8 {
     // SAFETY: the stub passes the processor that runs; translated code holds no reference to it.
     let cpu = unsafe { &mut *cpu };
     guarded(cpu, ptr::null_mut(), |cpu| access(cpu, va, what))
@@ -215,7 +216,7 @@ impl Cpu {
 }
 
 /// Runs one instruction by the interpreter.
-pub(super) unsafe extern "sysv64" fn step(cpu: *mut Cpu, step: *const Step) -> u32 {
+pub(super) unsafe extern "C" fn step(cpu: *mut Cpu, step: *const Step) -> u32 {
     // SAFETY: as in `slow`; the step belongs to the running block.
     let (cpu, step) = unsafe { (&mut *cpu, &*step) };
     guarded(cpu, LEAVE, |cpu| interpret(cpu, step))
@@ -258,7 +259,7 @@ fn interpret(cpu: &mut Cpu, step: &Step) -> u32 {
 }
 
 /// Calls a helper.
-pub(super) unsafe extern "sysv64" fn helper(cpu: *mut Cpu, h: *const Helper) -> u32 {
+pub(super) unsafe extern "C" fn helper(cpu: *mut Cpu, h: *const Helper) -> u32 {
     // SAFETY: as in `step`.
     let (cpu, h) = unsafe { (&mut *cpu, &*h) };
     guarded(cpu, LEAVE, |cpu| call(cpu, h))
@@ -329,7 +330,7 @@ fn call(cpu: &mut Cpu, h: &Helper) -> u32 {
 }
 
 /// Puts CF where INC and DEC want it.
-pub(super) unsafe extern "sysv64" fn carry(cpu: *mut Cpu) {
+pub(super) unsafe extern "C" fn carry(cpu: *mut Cpu) {
     // SAFETY: as in `slow`.
     let cpu = unsafe { &mut *cpu };
     let c = u64::from(flags::carry(&cpu.env));
@@ -337,13 +338,13 @@ pub(super) unsafe extern "sysv64" fn carry(cpu: *mut Cpu) {
 }
 
 /// The status flags, as EFLAGS has them.
-pub(super) unsafe extern "sysv64" fn status(cpu: *const Cpu) -> u32 {
+pub(super) unsafe extern "C" fn status(cpu: *const Cpu) -> u32 {
     // SAFETY: as in `slow`.
     flags::get(unsafe { &(*cpu).env }) as u32
 }
 
 /// Brings x87 registers home, if they are in the host's.
-pub(super) unsafe extern "sysv64" fn flush_x87(cpu: *mut Cpu) {
+pub(super) unsafe extern "C" fn flush_x87(cpu: *mut Cpu) {
     // SAFETY: as in `slow`.
     flush(unsafe { &mut *cpu });
 }

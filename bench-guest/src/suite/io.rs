@@ -4,8 +4,8 @@
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid_count, _rdtsc};
 
-use crate::bench::{Bench, Test, everywhere};
-use crate::os;
+use super::bench::{Bench, Test, everywhere};
+use super::os;
 
 fn outside() -> Option<&'static str> {
     (std::process::id() != 1 || !os::allow_ports()).then_some("not in a guest")

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use crate::bench::{Bench, Rng, Test, everywhere, mix};
+use super::bench::{Bench, Rng, Test, everywhere, mix};
 
 macro_rules! tests {
     ($($name:literal => $run:ident),* $(,)?) => {

@@ -4,7 +4,7 @@
 use core::arch::x86_64::*;
 use std::hint::black_box;
 
-use crate::bench::{Bench, Rng, Test, everywhere, mix};
+use super::bench::{Bench, Rng, Test, everywhere, mix};
 
 fn without_avx2() -> Option<&'static str> {
     (!is_x86_feature_detected!("avx2")).then_some("no AVX2")

@@ -3,7 +3,7 @@
 
 use core::arch::asm;
 
-use crate::bench::{Bench, Rng, Test, everywhere, mix};
+use super::bench::{Bench, Rng, Test, everywhere, mix};
 
 macro_rules! tests {
     ($($name:literal => $run:ident),* $(,)?) => {

@@ -1,7 +1,7 @@
 //! Code that is made, changed and moved while it runs.
 
-use crate::bench::{Bench, Rng, Test, everywhere, mix};
-use crate::os::Mapping;
+use super::bench::{Bench, Rng, Test, everywhere, mix};
+use super::os::Mapping;
 
 macro_rules! tests {
     ($($name:literal => $run:ident),* $(,)?) => {

@@ -4,8 +4,8 @@ use std::hint::{black_box, spin_loop};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 
-use crate::bench::{Bench, Rng, Test, mix};
-use crate::os;
+use super::bench::{Bench, Rng, Test, mix};
+use super::os;
 
 fn alone() -> Option<&'static str> {
     (os::processors().len() < 2).then_some("one processor")

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use crate::bench::{Bench, Test, everywhere, mix};
-use crate::os::{self, Mapping};
+use super::bench::{Bench, Test, everywhere, mix};
+use super::os::{self, Mapping};
 
 macro_rules! tests {
     ($($name:literal => $run:ident),* $(,)?) => {
