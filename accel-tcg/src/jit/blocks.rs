@@ -140,7 +140,7 @@ impl Jit {
         );
         #[cfg(not(target_arch = "x86_64"))]
         let (avx, bmi) = (false, false);
-        let (bytes, stubs) = stubs::write(avx);
+        let (bytes, stubs) = stubs::write(avx, counted);
         arena.add(Part::Hot, &bytes);
         Ok(Jit {
             stub_bytes: arena.used()[0],

@@ -13,6 +13,7 @@ pub(crate) mod engine;
 mod home;
 mod perf;
 mod rt;
+mod strings;
 mod stubs;
 
 pub(crate) use blocks::Jit;

@@ -6,7 +6,7 @@
 use super::asm::{Reg, reg};
 use super::emit::{at, canonical, code};
 use super::home::{JUMPS, JUMPS_AT};
-use super::rt;
+use super::{rt, strings};
 use crate::env::CPUID_ANSWERS;
 use crate::interp::flags::{kind, over};
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
@@ -39,12 +39,44 @@ pub(super) enum Stub {
     Cpuid,
     /// Called: brings the status flags, as EFLAGS has them, into r9.
     Status,
+    /// Called: repeated string instructions; see [`super::strings`].
+    Movsb,
+    Movsd,
+    Movsq,
+    Stosb,
+    Stosd,
+    Stosq,
 }
+
+/// Every one of them, in order.
+const ALL: [Stub; 18] = {
+    use Stub::*;
+    [
+        Exit,
+        Bail,
+        Slow,
+        Step,
+        Helper,
+        Carry,
+        LoadVectors,
+        LoadX87,
+        Flags,
+        Far,
+        Cpuid,
+        Status,
+        Movsb,
+        Movsd,
+        Movsq,
+        Stosb,
+        Stosd,
+        Stosq,
+    ]
+};
 
 /// Where they are, as offsets in the arena.
 pub(super) struct Stubs {
     pub enter: usize,
-    offsets: [u32; 12],
+    offsets: [u32; ALL.len()],
 }
 
 impl Stubs {
@@ -54,9 +86,7 @@ impl Stubs {
 
     /// Where each begins, in order, with its name.
     pub fn names(&self) -> Vec<(usize, String)> {
-        use Stub::*;
-        let all = [Exit, Bail, Slow, Step, Helper, Carry, LoadVectors, LoadX87, Flags, Far, Cpuid, Status];
-        let stubs = all.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
+        let stubs = ALL.iter().map(|s| (self.at(*s) as usize, format!("{s:?}").to_lowercase()));
         let mut names: Vec<_> = stubs.chain([(self.enter, "enter".into())]).collect();
         names.sort();
         names
@@ -73,7 +103,9 @@ fn volatile(r: Reg) -> bool {
 /// What [`Stub::Slow`] gives in r9, so that no access is taken for one near this one; r10 makes up for it.
 pub(super) const APART: i32 = i32::MIN;
 
-type A = VecAssembler<X64Relocation>;
+/// What stubs are written with.
+pub(super) type Assembler = VecAssembler<X64Relocation>;
+type A = Assembler;
 
 #[allow(clippy::useless_conversion)] // inside the assembler's macro
 fn save(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
@@ -310,10 +342,10 @@ fn flags(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
 
 /// Writes the stubs; the bytes go to the start of the arena, at `base`.
 #[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
-pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
+pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     let mut asm: A = VecAssembler::new(0);
     let a = &mut asm;
-    let mut offsets = [0u32; 12];
+    let mut offsets = [0u32; ALL.len()];
     let mut mark = |a: &mut A, s: Stub| {
         dynasm!(a; .arch x64; .align 16);
         offsets[s as usize] = a.offset().0 as u32;
@@ -531,6 +563,7 @@ pub(super) fn write(avx: bool) -> (Vec<u8>, Stubs) {
         ; ret
     );
     carry(a, &mut mark);
+    strings::write(a, counted, &mut mark);
 
     mark(a, Stub::LoadVectors);
     dynasm!(a; .arch x64

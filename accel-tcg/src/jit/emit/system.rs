@@ -5,9 +5,11 @@
 //! from the cold part.
 
 use super::super::asm::{Mem, Rm, alu, reg, sh};
+use super::super::strings;
 use super::super::stubs::Stub;
 use super::flags::{Fl, Loc};
 use super::{CHECKED, Emit, Helper, Hold, To, at};
+use crate::helpers::string;
 use crate::ir::op::flag;
 use crate::ir::{Attr, Cond, Help, Op, Ref, Ty};
 use crate::mode::key;
@@ -62,6 +64,7 @@ impl Emit<'_> {
             Help::Sti if ring0 && !self.options.counted => self.sti(o),
             Help::Cld => self.direction(false),
             Help::Std => self.direction(true),
+            Help::Str => return self.repeat(o),
             _ => return false,
         }
         true
@@ -69,18 +72,24 @@ impl Emit<'_> {
 
     /// After a helper that has come back: what is known of the flags and of the host's registers.
     pub(super) fn called_helper(&mut self, help: Help) {
+        match keeps_flags(help) {
+            true => self.kept_flags(),
+            false => self.called(),
+        }
+    }
+
+    /// After a call that has left the status flags alone.
+    fn kept_flags(&mut self) {
         let fl = self.fl;
         self.called();
-        if keeps_flags(help) {
-            // The note was written down before the call; the registers in it may have changed.
-            self.fl = match fl {
-                Fl::Known { kind, ty, stored: true, .. } => {
-                    Fl::Known { kind, ty, a: Loc::Env, b: Loc::Env, stored: true }
-                }
-                Fl::Known { .. } => Fl::Env { carry: false },
-                known => known,
-            };
-        }
+        // The note was written down before the call; the registers in it may have changed.
+        self.fl = match fl {
+            Fl::Known { kind, ty, stored: true, .. } => {
+                Fl::Known { kind, ty, a: Loc::Env, b: Loc::Env, stored: true }
+            }
+            Fl::Known { .. } => Fl::Env { carry: false },
+            known => known,
+        };
     }
 
     /// A call of the helper from the cold part; where it begins.
@@ -176,6 +185,23 @@ impl Emit<'_> {
         self.fix_hot(j, To::Cold(cold));
         self.fix_cold(jump, To::Hot(back));
         self.called_helper(Help::Sti);
+    }
+
+    /// REP MOVS and REP STOS of the usual kind; false if it is another string instruction.
+    fn repeat(&mut self, o: &Op) -> bool {
+        let c = &self.b.calls[o.imm as usize];
+        let moves = c.reg == string::MOVS;
+        // FS and GS have bases.
+        let usual = c.rep != 0 && c.asize == 8 && self.b.key & key::L64 != 0 && !(moves && c.reg2 >= 4);
+        let Some(stub) = strings::stub(moves, c.size).filter(|_| usual && c.reg <= string::STOS) else {
+            return false;
+        };
+        self.forget_temps();
+        self.materialize();
+        let helper = self.constants(o, 0);
+        self.call(helper as u64, stub);
+        self.kept_flags();
+        true
     }
 
     fn swap_gs(&mut self) {
