@@ -56,6 +56,21 @@ fn the_numbers_of_a_run_can_be_read_after_it() {
     }
 }
 
+#[test]
+fn a_loop_whose_head_others_jump_back_to_is_translated_once() {
+    // MOV ECX, 1000; again: MOV EDX, 3; head: DEC EDX; JNZ head.
+    let mut code = vec![0xb9, 0xe8, 3, 0, 0, 0xba, 3, 0, 0, 0, 0xff, 0xca, 0x75, 0xfc];
+    // More than a loop may hold, then MOV EDX, 3; DEC ECX; JNZ head; HLT.
+    code.resize(code.len() + 400, 0x90);
+    code.extend([0xba, 3, 0, 0, 0, 0xff, 0xc9, 0x0f, 0x85]);
+    code.extend((10 - (code.len() as i32 + 4)).to_le_bytes());
+    code.push(0xf4);
+    let engine = JitEngine { jumps_back: 5, ..JitEngine::default() };
+    let Some(mut g) = guest(engine, &code) else { return };
+    assert_eq!(g.vcpu.run(Budget::Unlimited), VcpuExit::Halted);
+    assert!(g.vm.info().contains("loops translated: 1\n"), "{}", g.vm.info());
+}
+
 thread_local! {
     /// Items that this test has on, and what came.
     static LOG: RefCell<(Vec<&'static str>, String)> = const { RefCell::new((Vec::new(), String::new())) };

@@ -24,6 +24,8 @@ type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 
 /// Samples of jumps back to a block after which it is worth a second look.
 const HOT: u8 = 2;
+/// The heat of regions, which are not made again: jumps back to their heads from elsewhere are counted like others.
+const MADE: u8 = u8::MAX;
 
 /// Where a block is from.
 struct What {
@@ -34,6 +36,7 @@ struct What {
     len: u32,
     before: u16,
     n: u8,
+    heat: u8,
 }
 
 /// A translated block, or a region of several.
@@ -231,7 +234,7 @@ impl Jit {
         self.counts.instructions += ir.insns.len() as u64;
         self.counts.guest_bytes += u64::from(ir.len());
         let (len, n) = (ir.len(), ir.insns.len() as u8);
-        let what = What { host: ir.pa as usize, rip: ir.va, key, second, len, before: 0, n };
+        let what = What { host: ir.pa as usize, rip: ir.va, key, second, len, before: 0, n, heat: 0 };
         self.publish(out, what, sources)
     }
 
@@ -258,6 +261,7 @@ impl Jit {
             len: (end - start) as u32,
             before: (head.pa - start) as u16,
             n: head.insns.len() as u8,
+            heat: MADE,
         };
         if let Some(old) = self.find(what.host, what.rip, key) {
             self.drop_block(home, old);
@@ -267,7 +271,7 @@ impl Jit {
 
     /// Puts what was written in place and makes it known.
     fn publish(&mut self, mut out: Output, what: What, sources: &[usize]) -> u32 {
-        let What { host, rip, key, second, len, before, n } = what;
+        let What { host, rip, key, second, len, before, n, heat } = what;
         let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
         let slots = self.arena.next(Part::Slots);
         let bytes = [&mut out.hot.bytes, &mut out.cold.bytes];
@@ -316,7 +320,7 @@ impl Jit {
             len,
             before,
             n,
-            heat: 0,
+            heat,
             cold: cold as u32,
             sites: out.sites.as_slice().into(),
             rare,
