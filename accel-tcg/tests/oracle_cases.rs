@@ -3,6 +3,7 @@
 #![cfg(target_arch = "x86_64")]
 
 use anura_accel_tcg::oracle::file;
+use anura_accel_tcg::oracle::guest::Runner;
 
 #[test]
 fn cases_that_once_differed_come_out_as_on_the_processor_that_found_them() {
@@ -17,11 +18,11 @@ fn cases_that_once_differed_come_out_as_on_the_processor_that_found_them() {
     let mut wrong = String::new();
     for path in &files {
         let text = std::fs::read_to_string(path).expect("a text file");
-        for thunks in [true, false] {
-            match file::replay(&text, thunks) {
+        for runner in [Runner::Thunks, Runner::Portable, Runner::Jit] {
+            match file::replay(&text, runner) {
                 Ok(None) => {}
-                Ok(Some(text)) => wrong += &format!("{} (thunks {thunks}):{text}\n", path.display()),
-                Err(e) => wrong += &format!("{} (thunks {thunks}): {e}\n", path.display()),
+                Ok(Some(text)) => wrong += &format!("{}{}:{text}\n", path.display(), runner.name()),
+                Err(e) => wrong += &format!("{}{}: {e}\n", path.display(), runner.name()),
             }
         }
     }

@@ -3,7 +3,7 @@
 //! A file holds the instruction, the state before, and what the host's processor made of it.
 use super::compare;
 use super::generate::{Case, Width};
-use super::guest::Guest;
+use super::guest::{Guest, Runner};
 use super::{CODE, FpImage, Outcome, Trap};
 use std::fmt::Write as _;
 
@@ -65,8 +65,8 @@ pub fn write(
     s
 }
 
-/// Runs a case on an interpreter: what differs from what is written there.
-pub fn replay(text: &str, thunks: bool) -> Result<Option<String>, String> {
+/// Runs a case on one of our engines: what differs from what is written there.
+pub fn replay(text: &str, runner: Runner) -> Result<Option<String>, String> {
     let mut width = Width::Bits64;
     let (mut ip, mut code, mut flags) = (0, vec![], 0x202);
     let mut gpr = [0; 16];
@@ -117,7 +117,7 @@ pub fn replay(text: &str, thunks: bool) -> Result<Option<String>, String> {
     }
     let fp_after = fp_after.unwrap_or_else(|| fp.clone());
     let memory_after = memory_after.unwrap_or_else(|| memory.clone());
-    let mut guest = Guest::new(width, thunks);
+    let mut guest = Guest::new(width, runner);
     let mut all = [0; 15];
     all.get_mut(..code.len()).ok_or("the instruction is too long")?.copy_from_slice(&code);
     let bits = if width == Width::Bits64 { 64 } else { 32 };
@@ -138,7 +138,14 @@ pub fn replay(text: &str, thunks: bool) -> Result<Option<String>, String> {
     guest.place(ip, &code);
     guest.set_data(0, &memory);
     let ours = guest.run(ip, &gpr, flags, Some(&fp))?;
-    let verdict = compare::difference(&case, &host, &ours, Some((&fp_after, guest.fp())), !thunks, width);
+    let verdict = compare::difference(
+        &case,
+        &host,
+        &ours,
+        Some((&fp_after, guest.fp())),
+        runner == Runner::Portable,
+        width,
+    );
     let mut data = vec![0; 0x3000];
     guest.data(0, &mut data);
     if let Some(at) = data.iter().zip(&memory_after).position(|(a, b)| a != b)

@@ -1,7 +1,8 @@
-//! The interpreter's side: the same bytes at the same linear addresses in a small machine.
+//! Our side: the same bytes at the same linear addresses in a small machine.
 use super::generate::Width;
 use super::{CODE, CODE_BYTES, DATA, FpImage, Outcome, Trap};
-use crate::env::Cpu;
+use crate::env::{Cpu, VmShared};
+use crate::jit::engine::Setup;
 use crate::testbed::{TestBed, enter_long_mode};
 use crate::vcpu::SoftVcpu;
 use anura_accel::{Budget, Vcpu, VcpuExit};
@@ -9,6 +10,7 @@ use anura_vmcore::CpuSignal;
 use anura_x86::desc::Descriptor;
 use anura_x86::regs::{cr4, error, rflags, vector, xcr0};
 use anura_x86::{Segment, TableReg};
+use std::sync::Arc;
 
 /// Where supervisor structures lie: physical addresses from 0, behind this linear offset, which
 /// user registers never hold by design.
@@ -25,6 +27,28 @@ const USER_CODE: u16 = 0x33;
 const USER_CODE32: u16 = 0x23;
 const USER_DATA: u16 = 0x2b;
 
+/// What runs an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runner {
+    /// The interpreter, which has the host run vector and x87 instructions (thunks).
+    Thunks,
+    /// The interpreter with portable code for them.
+    Portable,
+    /// Translated code.
+    Jit,
+}
+
+impl Runner {
+    /// Its name in what is found.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Thunks => "",
+            Self::Portable => " (portable)",
+            Self::Jit => " (translated)",
+        }
+    }
+}
+
 /// The machine and its processor.
 pub struct Guest {
     bed: TestBed,
@@ -35,7 +59,10 @@ pub struct Guest {
 
 impl Guest {
     /// A machine with tables for user code, and handlers that halt.
-    pub fn new(width: Width, thunks: bool) -> Self {
+    ///
+    /// # Panics
+    /// If translated code is wanted and the host gives no memory for it.
+    pub fn new(width: Width, runner: Runner) -> Self {
         let bed = TestBed::new(4 << 20, "max");
         let mut next = ROOT + 0x1000;
         for page in 0..16 {
@@ -58,11 +85,14 @@ impl Guest {
         }
         bed.put(GDT + 8, Descriptor::segment(0, 0xfffff, 0xa09b).0);
         bed.put(TSS + 4, HIGH + STACK);
-        let shared = bed.shared();
-        if !thunks {
+        let shared = VmShared::with_pages(&bed.spaces, &bed.config, Arc::default());
+        if runner == Runner::Portable {
             shared.code.forbid_thunks();
         }
-        let mut vcpu = SoftVcpu::new(shared, 0, CpuSignal::new());
+        let mut vcpu = match runner {
+            Runner::Jit => translating(shared),
+            _ => SoftVcpu::new(shared, 0, CpuSignal::new()),
+        };
         let cpu = vcpu.cpu();
         enter_long_mode(cpu, ROOT, 3);
         let e = &mut cpu.env;
@@ -148,6 +178,22 @@ impl Guest {
         }
         Ok(out)
     }
+}
+
+/// A processor that translates each instruction by itself and counts, so that budgets of one are exact.
+fn translating(shared: Arc<VmShared>) -> SoftVcpu {
+    let setup = Setup {
+        size: 4 << 20,
+        counted: true,
+        smp: false,
+        one_insn: true,
+        by_blocks: false,
+        numbers: Arc::default(),
+        perf: None,
+        chaos: 0,
+        jumps_back: u32::MAX,
+    };
+    SoftVcpu::with_jit(shared, 0, CpuSignal::new(), setup).expect("memory for translated code")
 }
 
 /// Takes the exception's number, error code and saved registers from the handler's stack.

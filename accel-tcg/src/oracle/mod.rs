@@ -1,11 +1,11 @@
-//! The host's own processor as an oracle: random instructions run there and in the interpreter.
+//! The host's own processor as an oracle: random instructions run there and on our engines.
 //!
 //! [`native`] runs an instruction in user mode at fixed addresses and reports registers, memory
 //! and faults; [`guest`] runs the same bytes at the same linear addresses in a small machine.
 //! What differs is a mistake, or an entry in the reviewed list of [`compare`].
 //!
-//! Each instruction that is drawn runs from many states, in an interpreter that has the host run vector and x87
-//! instructions (thunks), in one that runs them in portable code, or in both.
+//! Each instruction that is drawn runs from many states: in an interpreter that has the host run vector and x87
+//! instructions (thunks), in one that runs them in portable code, and in translated code.
 #![cfg(target_arch = "x86_64")]
 
 pub mod compare;
@@ -19,7 +19,7 @@ use anura_x86::XsaveImage;
 use anura_x86::regs::vector;
 use compare::Verdict;
 use generate::{Case, Generator, Random, WINDOWS, Width};
-use guest::Guest;
+use guest::{Guest, Runner};
 use native::Native;
 use std::collections::BTreeMap;
 use std::io;
@@ -71,6 +71,8 @@ pub struct Report {
     pub thunk_cases: u64,
     /// Cases of vector and x87 instructions that an interpreter ran in portable code.
     pub soft_cases: u64,
+    /// Cases that translated code ran.
+    pub translated_cases: u64,
     /// Cases that faulted.
     pub faults: u64,
     /// Cases with other values in flags that the manual leaves undefined.
@@ -110,15 +112,13 @@ pub struct Tally {
     pub thunk: bool,
 }
 
-/// Which interpreters run.
+/// Which of our engines run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sides {
-    /// With and without host functions.
-    Both,
-    /// With them only.
-    Thunks,
-    /// Without them only.
-    Portable,
+    /// All.
+    All,
+    /// One.
+    Only(Runner),
 }
 
 /// States that each instruction runs from.
@@ -135,18 +135,18 @@ fn windows() -> [(usize, usize); 4] {
     })
 }
 
-/// An interpreter.
+/// One of our engines.
 struct Side {
     guest: Guest,
-    soft: bool,
+    runner: Runner,
 }
 
 fn sides(which: Sides, width: Width) -> Vec<Side> {
-    let side = |thunks| Side { guest: Guest::new(width, thunks), soft: !thunks };
+    let side = |runner| Side { guest: Guest::new(width, runner), runner };
     match which {
-        Sides::Both => vec![side(true), side(false)],
-        Sides::Thunks => vec![side(true)],
-        Sides::Portable => vec![side(false)],
+        // The last is for vectors and the x87 alone: the interpreters differ nowhere else.
+        Sides::All => [Runner::Thunks, Runner::Jit, Runner::Portable].map(side).into(),
+        Sides::Only(runner) => vec![side(runner)],
     }
 }
 
@@ -312,8 +312,10 @@ impl Oracle {
             report.excused += u64::from(judged.excused);
             report.faults += u64::from(judged.faulted);
             tally.completed += u64::from(!judged.faulted);
-            report.thunk_cases += u64::from(thunk && self.which != Sides::Portable);
-            report.soft_cases += u64::from(thunk && self.which != Sides::Thunks);
+            let ran = |runner| self.which == Sides::All || self.which == Sides::Only(runner);
+            report.thunk_cases += u64::from(thunk && ran(Runner::Thunks));
+            report.soft_cases += u64::from(thunk && ran(Runner::Portable));
+            report.translated_cases += u64::from(ran(Runner::Jit));
             if let Some(text) = judged.text {
                 // A host that moves or ages a page of ours has it absent for a moment, and its error code says so.
                 if judged.host_page_fault && self.one(&case, true, true)?.text.is_none() {
@@ -372,12 +374,19 @@ impl Oracle {
         let host_page_fault = host.trap.is_some_and(|t| t.vector == vector::PF);
         let mut judged = Judged { faulted: host.trap.is_some(), host_page_fault, ..Judged::default() };
         let thunk = self.generator.encodings[case.encoding].thunk;
-        let count = if thunk { self.sides.len() } else { 1 };
+        let count = if thunk { self.sides.len() } else { self.sides.len().min(2) };
         for side in &mut self.sides[..count] {
             let verdict = match side.guest.run(offset, &case.gpr, case.flags, fp) {
                 Ok(ours) => {
                     let images = floats.then(|| (self.native.fp(), side.guest.fp()));
-                    compare::difference(case, &host, &ours, images, side.soft, self.width)
+                    compare::difference(
+                        case,
+                        &host,
+                        &ours,
+                        images,
+                        side.runner == Runner::Portable,
+                        self.width,
+                    )
                 }
                 Err(e) => Verdict { text: Some(format!(" {e};")), ..Verdict::default() },
             };
@@ -385,7 +394,7 @@ impl Oracle {
             judged.excused |= verdict.excused;
             judged.approximate |= verdict.approximate;
             if let Some(text) = verdict.text {
-                let name = if thunk && side.soft { " (portable)" } else { "" };
+                let name = side.runner.name();
                 judged.text = Some(format!("{}{name}{text}", judged.text.unwrap_or_default()));
             }
         }

@@ -1,10 +1,10 @@
-//! Compares the interpreter with the host's own processor, instruction by instruction.
+//! Compares our engines with the host's own processor, instruction by instruction.
 //!
-//! `fuzz_cpu [--cases N] [--seconds N] [--seed N] [--only TEXT] [--min N] [--thunk | --no-thunk] [--save DIR] [--list]`:
+//! `fuzz_cpu [--cases N] [--seconds N] [--seed N] [--only TEXT] [--min N] [--thunk | --no-thunk | --jit] [--save DIR] [--list]`:
 //! runs N cases (10^7 by default, a quarter of them in 32-bit code) over all encodings the guest can have, prints
 //! totals, the encodings with the fewest cases, what could not be compared in full, and the first differences, and
-//! exits with 1 if there was one. Vector and x87 instructions run with host functions (thunks) and without them,
-//! unless one is asked for. `--save` writes a file for each difference, for `accel-tcg/filetests/oracle`.
+//! exits with 1 if there was one. Instructions run in the interpreter (those of vectors and the x87 with host functions,
+//! thunks, and without them) and in translated code, unless one of these is asked for. `--save` writes a file for each difference, for `accel-tcg/filetests/oracle`.
 //!
 //! `fuzz_cpu --mutate [--only TEXT]` breaks the engine in one place at a time and looks whether that is found; it needs
 //! the feature `mutants`.
@@ -12,6 +12,8 @@
 
 #[cfg(target_arch = "x86_64")]
 use anura_accel_tcg::oracle::generate::Width;
+#[cfg(target_arch = "x86_64")]
+use anura_accel_tcg::oracle::guest::Runner;
 #[cfg(target_arch = "x86_64")]
 use anura_accel_tcg::oracle::{Oracle, Report, Sides, Tally};
 use std::process::ExitCode;
@@ -55,7 +57,7 @@ fn options() -> Result<Options, String> {
         min: 200,
         only: None,
         save: None,
-        sides: Sides::Both,
+        sides: Sides::All,
         list: false,
         mutate: false,
     };
@@ -64,8 +66,9 @@ fn options() -> Result<Options, String> {
         match a.as_str() {
             "--list" => o.list = true,
             "--mutate" => o.mutate = true,
-            "--thunk" => o.sides = Sides::Thunks,
-            "--no-thunk" => o.sides = Sides::Portable,
+            "--thunk" => o.sides = Sides::Only(Runner::Thunks),
+            "--no-thunk" => o.sides = Sides::Only(Runner::Portable),
+            "--jit" => o.sides = Sides::Only(Runner::Jit),
             _ => {
                 let value = args.next().ok_or_else(|| format!("{a} needs a value"))?;
                 let number =
@@ -127,8 +130,8 @@ fn print(report: &Report, o: &Options, seconds: f64) {
     let rate = report.cases as f64 / seconds;
     println!("{} cases in {seconds:.1} s, {rate:.0} per second, seed {}", report.cases, o.seed);
     println!(
-        "vector and x87 instructions: {} cases with host functions, {} in portable code",
-        report.thunk_cases, report.soft_cases
+        "vector and x87 instructions: {} cases with host functions, {} in portable code; {} cases in translated code",
+        report.thunk_cases, report.soft_cases, report.translated_cases
     );
     println!("{} faulted, {} differed in undefined flags only", report.faults, report.undefined);
     println!(
@@ -182,7 +185,7 @@ fn mutate(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     let total = left.len();
     // What breaks the engine altogether need not be told.
     std::panic::set_hook(Box::new(|_| {}));
-    let mut oracle = Oracle::new(o.seed, Sides::Portable)?;
+    let mut oracle = Oracle::new(o.seed, Sides::Only(Runner::Portable))?;
     let mut slowest = Duration::ZERO;
     // A short look in both kinds of code first, so that few wait for the long one.
     for (width, share) in

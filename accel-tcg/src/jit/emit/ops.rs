@@ -626,7 +626,11 @@ impl Emit<'_> {
         if !f && self.options.bmi {
             // SHLX, SHRX, SARX.
             self.before_write(o.dst, index, 0);
-            let a = self.rm(o.a, o.ty);
+            // An operand in memory takes both scratch registers, and a count from the environment needs one.
+            let a = match o.b.as_gpr().and_then(|n| self.pin(n)) {
+                Some(_) => self.rm(o.a, o.ty),
+                None => Rm::Reg(self.reg(o.a, o.ty)),
+            };
             let n = self.reg(o.b, Ty::I8);
             let d = match o.dst.as_gpr().and_then(|n| self.pin(n)) {
                 Some(d) => d,

@@ -84,6 +84,8 @@ impl Emit<'_> {
             Wait => Way::Nothing,
             Fldcw => Way::ControlWord,
             Fnstcw | Fnstsw | Fnclex | Emms => Way::Renamed,
+            // The host's would clear registers that only 64-bit code can name.
+            Vzeroupper | Vzeroall if b.key & key::L64 == 0 => return None,
             _ if shape.control => return None,
             _ => Way::Renamed,
         };
