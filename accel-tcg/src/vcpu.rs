@@ -196,8 +196,7 @@ impl SoftVcpu {
         self.cpu.env.insn_in_block = 0;
         self.cpu.sync_clock();
         if let (Some(numbers), Some(jit)) = (&self.numbers, &self.jit) {
-            let (bytes, live) = jit.sizes();
-            *numbers.lock() = Numbers { counts: jit.counts, bytes, live, memory: self.cpu.mmu.counts() };
+            *numbers.lock() = jit.numbers(&self.cpu);
         }
         exit
     }
@@ -460,6 +459,11 @@ impl Vcpu for SoftVcpu {
         match kind {
             ResetKind::Cpu => self.init(),
             ResetKind::PowerOn | ResetKind::System => {
+                let shared = self.cpu.vm.code.clone();
+                self.forget(&mut shared.cache.lock());
+                if let (Some(numbers), Some(jit)) = (&self.numbers, &self.jit) {
+                    *numbers.lock() = jit.numbers(&self.cpu);
+                }
                 let signature = self.cpu.vm.config.model.signature();
                 self.cpu.load_state(&CpuState::reset(signature));
                 let bsp = self.cpu.apic().base() & BSP != 0;

@@ -1,15 +1,18 @@
-//! The translated blocks of one processor: found by place, linked to each other, dropped when their bytes change.
+//! The translated blocks of one processor: found by place, and how they come to be.
 //!
 //! A block is known by the host address of its first byte (which stands for the physical address), its RIP and the
-//! mode key. Only the processor's own thread uses this, and only outside of translated code.
+//! mode key. Only the processor's own thread uses this, and only outside of translated code. How blocks lead to each
+//! other is in `links`, how they go in `evict`.
 
 use super::arena::{Arena, Part};
 use super::chaos::Chaos;
-use super::emit::{Emit, Exit, Fix, Helper, Lent, Loc, Options, Output, Recipe, Site, Step, To};
+use super::emit::{Emit, Exit, Fix, Helper, Lent, Options, Output, Recipe, Site, Step, To};
+use super::evict::{self, Chunk};
 use super::home::Home;
+use super::links::block_mut;
 use super::perf::PerfMap;
 use super::stubs::{self, Stub, Stubs};
-use crate::cache::{AddressHasher, covered};
+use crate::cache::AddressHasher;
 use crate::env::Cpu;
 use crate::interp::thunk;
 use crate::ir::Block as Ir;
@@ -20,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
+pub(super) type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 
 /// Samples of jumps back to a block after which it is worth a second look.
 const HOT: u8 = 2;
@@ -54,19 +57,20 @@ pub(crate) struct Block {
     pub n: u8,
     /// How often a jump back to it was counted; see [`Jit::heat`].
     heat: u8,
-    cold: u32,
-    sites: Box<[Site]>,
-    rare: Option<Box<Rare>>,
-    /// Slots that lead here; bit 0 set for those with an epoch.
-    preds: SmallVec<[u32; 2]>,
+    /// Where its cold code begins in the arena.
+    pub(super) cold: u32,
+    pub(super) sites: Box<[Site]>,
+    pub(super) rare: Option<Box<Rare>>,
+    /// Slots that lead here, and some that once did.
+    pub(super) preds: SmallVec<[u32; 2]>,
 }
 
 /// What many blocks do without.
-struct Rare {
+pub(super) struct Rare {
     /// Host address of the second page's bytes, for a block that crosses.
     second: Option<usize>,
-    recipes: Box<[Recipe]>,
-    lent: Box<[Lent]>,
+    pub recipes: Box<[Recipe]>,
+    pub lent: Box<[Lent]>,
     // Held, and boxed, for the code, which has their addresses.
     _helpers: Box<[Box<Helper>]>,
     _steps: Box<[Box<Step>]>,
@@ -79,8 +83,13 @@ impl Block {
     }
 
     /// Where the guest's bytes begin.
-    fn start(&self) -> usize {
+    pub(super) fn start(&self) -> usize {
         self.host - usize::from(self.before)
+    }
+
+    /// The pages that its bytes are in.
+    pub(super) fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        [Some(self.start()), self.second()].into_iter().flatten().map(|host| host & !0xfff)
     }
 }
 
@@ -92,6 +101,9 @@ pub(crate) struct Counts {
     pub regions: u64,
     pub guest_bytes: u64,
     pub flushes: u64,
+    /// Chunks of the arena that were used again, and the blocks that went with them.
+    pub chunks_evicted: u64,
+    pub evicted: u64,
     pub invalidated: u64,
     pub links: u64,
     /// Times that the run loop looked for a block.
@@ -105,17 +117,20 @@ pub(crate) struct Counts {
 
 /// A processor's translations.
 pub(crate) struct Jit {
-    arena: Arena,
+    pub(super) arena: Arena,
     stubs: Stubs,
     stub_bytes: usize,
     pub options: Options,
-    blocks: Vec<Option<Box<Block>>>,
+    /// The blocks, by the chunk of the arena that each is in.
+    pub(super) chunks: Vec<Chunk>,
     /// The blocks by place.
-    index: HashTable<u32>,
+    pub(super) index: HashTable<u32>,
     /// The blocks made from each page.
-    pages: HashMap<usize, Vec<u32>, Hasher>,
-    /// Where the cold code of blocks starts, in the order that it was written.
-    by_cold: Vec<(u32, u32)>,
+    pub(super) pages: HashMap<usize, Vec<u32>, Hasher>,
+    /// Pages that have lost their last block.
+    pub(super) bare: Vec<usize>,
+    /// Counted up whenever memory of the arena is used again, so that slots are other ones.
+    pub dropped: u64,
     /// Memory for the next block's code.
     spare: Output,
     pub counts: Counts,
@@ -133,7 +148,6 @@ unsafe impl Send for Jit {}
 impl Jit {
     /// With `size` bytes for code; fails where the host forbids generated code.
     pub fn new(size: usize, counted: bool, pinned: bool, smp: bool) -> std::io::Result<Jit> {
-        let mut arena = Arena::new(size)?;
         #[cfg(target_arch = "x86_64")]
         let (avx, bmi) = (
             std::arch::is_x86_feature_detected!("avx"),
@@ -144,16 +158,17 @@ impl Jit {
         #[cfg(not(target_arch = "x86_64"))]
         let (avx, bmi) = (false, false);
         let (bytes, stubs) = stubs::write(avx, counted);
-        arena.add(Part::Hot, &bytes);
+        let arena = Arena::new(size, &bytes)?;
         Ok(Jit {
-            stub_bytes: arena.used()[0],
+            stub_bytes: bytes.len(),
+            chunks: (0..arena.chunks()).map(|_| Chunk::default()).collect(),
             arena,
             stubs,
             options: Options { counted, bmi, pinned, smp, chaos: Chaos::default(), count: true },
-            blocks: Vec::new(),
             index: HashTable::new(),
             pages: HashMap::default(),
-            by_cold: Vec::new(),
+            bare: Vec::new(),
+            dropped: 0,
             spare: Output::default(),
             counts: Counts::default(),
             show: false,
@@ -189,35 +204,11 @@ impl Jit {
     /// A block by number.
     #[inline]
     pub fn block(&self, id: u32) -> Option<&Block> {
-        self.blocks.get(id as usize).and_then(|b| b.as_deref())
+        by_number(&self.chunks, id)
     }
 
-    /// Whether a block might not fit any more.
-    pub fn full(&self) -> bool {
-        !(self.arena.fits(Part::Hot, 96 << 10)
-            && self.arena.fits(Part::Cold, 96 << 10)
-            && self.arena.fits(Part::Slots, 4096))
-    }
-
-    /// Whether the largest region surely fits.
-    pub fn has_room_for_region(&self) -> bool {
-        self.arena.fits(Part::Hot, 384 << 10)
-            && self.arena.fits(Part::Cold, 384 << 10)
-            && self.arena.fits(Part::Slots, 16 << 10)
-    }
-
-    /// Drops everything; the marks on the pages are the caller's business.
-    pub fn clear(&mut self, home: &mut Home) {
-        self.pages.clear();
-        self.index.clear();
-        self.blocks.clear();
-        self.by_cold.clear();
-        self.arena.clear(self.stub_bytes);
-        home.forget_jumps();
-        self.counts.flushes += 1;
-    }
-
-    /// Writes a block and makes it known. `sources`: the pages that its bytes come from.
+    /// Writes a block and makes it known. `sources`: the pages that its bytes come from. `None` if it does not fit into a
+    /// chunk of the arena.
     pub fn add(
         &mut self,
         ir: &Ir,
@@ -225,7 +216,8 @@ impl Jit {
         second: Option<usize>,
         sources: &[usize],
         functions: Option<&mut thunk::Arena>,
-    ) -> u32 {
+        home: &mut Home,
+    ) -> Option<u32> {
         // The next block has other accidents.
         self.options.chaos.one_in(1);
         let spare = std::mem::take(&mut self.spare);
@@ -235,10 +227,11 @@ impl Jit {
         self.counts.guest_bytes += u64::from(ir.len());
         let (len, n) = (ir.len(), ir.insns.len() as u8);
         let what = What { host: ir.pa as usize, rip: ir.va, key, second, len, before: 0, n, heat: 0 };
-        self.publish(out, what, sources)
+        self.publish(out, what, sources, home)
     }
 
-    /// Writes a region of several blocks of a page, which takes the place of the block that its first part was.
+    /// Writes a region of several blocks of a page, which takes the place of the block that its first part was. `None`
+    /// if it does not fit, and everything is as before.
     pub fn add_region(
         &mut self,
         parts: &[Ir],
@@ -246,16 +239,17 @@ impl Jit {
         sources: &[usize],
         functions: Option<&mut thunk::Arena>,
         home: &mut Home,
-    ) -> u32 {
+    ) -> Option<u32> {
         let head = &parts[0];
         let spare = std::mem::take(&mut self.spare);
         let out = Emit::region(parts, self.options, functions, spare);
         self.counts.regions += 1;
         let start = parts.iter().map(|p| p.pa).min().unwrap_or(head.pa);
         let end = parts.iter().map(|p| p.pa + u64::from(p.len())).max().unwrap_or(head.pa);
+        let (host, rip) = (head.pa as usize, head.va);
         let what = What {
-            host: head.pa as usize,
-            rip: head.va,
+            host,
+            rip,
             key,
             second: None,
             len: (end - start) as u32,
@@ -263,17 +257,25 @@ impl Jit {
             n: head.insns.len() as u8,
             heat: MADE,
         };
-        if let Some(old) = self.find(what.host, what.rip, key) {
+        let old = self.find(what.host, what.rip, key);
+        let id = self.publish(out, what, sources, home)?;
+        // It may have gone already, and its number may be another's.
+        if let Some(old) = old.filter(|old| *old != id)
+            && self.block(old).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key))
+        {
             self.drop_block(home, old);
         }
-        self.publish(out, what, sources)
+        Some(id)
     }
 
     /// Puts what was written in place and makes it known.
-    fn publish(&mut self, mut out: Output, what: What, sources: &[usize]) -> u32 {
+    fn publish(&mut self, mut out: Output, what: What, sources: &[usize], home: &mut Home) -> Option<u32> {
         let What { host, rip, key, second, len, before, n, heat } = what;
-        let (hot, cold) = (self.arena.next(Part::Hot), self.arena.next(Part::Cold));
-        let slots = self.arena.next(Part::Slots);
+        if !self.make_room(home, [out.hot.bytes.len(), out.cold.bytes.len(), out.exits.len() * 16]) {
+            self.spare = out;
+            return None;
+        }
+        let [hot, cold, slots] = self.starts();
         let bytes = [&mut out.hot.bytes, &mut out.cold.bytes];
         place(&out.fixes, bytes, [hot, cold, slots], |s| self.stubs.at(s) as usize);
         let (h, c) = (&out.hot.bytes, &out.cold.bytes);
@@ -296,7 +298,8 @@ impl Jit {
             words.extend_from_slice(&if far { u64::MAX } else { unlinked }.to_le_bytes());
         }
         self.arena.add(Part::Slots, &words);
-        let id = self.blocks.len() as u32;
+        let chunk = self.arena.current();
+        let id = evict::number(chunk, self.chunks[chunk].blocks.len());
         self.counts.steps += out.steps.len() as u64;
         let plain = second.is_none()
             && out.recipes.is_empty()
@@ -327,15 +330,15 @@ impl Jit {
             preds: SmallVec::new(),
         };
         if !out.cold.bytes.is_empty() {
-            self.by_cold.push((cold as u32, id));
+            self.chunks[chunk].by_cold.push((cold as u32, id));
         }
         for page in sources {
             self.pages.entry(*page).or_default().push(id);
         }
-        self.blocks.push(Some(Box::new(block)));
+        self.chunks[chunk].blocks.push(Some(Box::new(block)));
         // One that does not fit any more may be there.
-        let blocks = &self.blocks;
-        let block = |id: &u32| blocks[*id as usize].as_deref();
+        let chunks = &self.chunks;
+        let block = |id: &u32| by_number(chunks, *id);
         let at = hash(host, rip, key);
         let here = |id: &u32| block(id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key));
         match self.index.find_mut(at, here) {
@@ -346,116 +349,15 @@ impl Jit {
             }
         }
         self.spare = out;
-        id
+        Some(id)
     }
 
     /// Counts a jump back to a block; true if it is time to look whether it is a loop.
     pub fn heat(&mut self, host: usize, rip: u64, key: u32) -> bool {
         let Some(id) = self.find(host, rip, key) else { return false };
-        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return false };
+        let Some(b) = block_mut(&mut self.chunks, id) else { return false };
         b.heat = b.heat.saturating_add(1);
         b.heat == HOT && b.second().is_none()
-    }
-
-    /// Lets the slot of an exit lead to a block from now on; `epoch` for a slot that is guarded.
-    pub fn link(&mut self, slot: u32, epoch: Option<u64>, id: u32) {
-        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.as_deref_mut()) else { return };
-        if let Some(e) = epoch
-            && self.arena.slot(slot as usize) == b.entry
-        {
-            // Known, but from another address space.
-            return self.arena.set_slot(slot as usize + 8, e);
-        }
-        self.arena.set_slot(slot as usize, b.entry);
-        if let Some(e) = epoch {
-            self.arena.set_slot(slot as usize + 8, e);
-        }
-        b.preds.push(slot | u32::from(epoch.is_some()));
-        self.counts.links += 1;
-    }
-
-    /// Drops the blocks made from these bytes; whether there were any.
-    pub fn invalidate(&mut self, home: &mut Home, host: usize, len: usize) -> bool {
-        let end = host + len.max(1);
-        let mut page = host & !0xfff;
-        let mut any = false;
-        while page < end {
-            any |= self.invalidate_page(home, page, host, end);
-            page += 0x1000;
-        }
-        any
-    }
-
-    fn invalidate_page(&mut self, home: &mut Home, page: usize, from: usize, end: usize) -> bool {
-        let Some(p) = self.pages.get_mut(&page) else { return false };
-        let blocks = &self.blocks;
-        let mut gone = Vec::new();
-        p.retain(|id| {
-            let Some(b) = blocks[*id as usize].as_deref() else { return false };
-            let len = b.len as usize;
-            let hit = match b.second() {
-                Some(second) => {
-                    let first = 0x1000 - (b.host & 0xfff);
-                    let rest = len - first.min(len);
-                    (b.host < end && from < b.host + first) || (second < end && from < second + rest)
-                }
-                None => b.start() < end && from < b.start() + len,
-            };
-            if hit {
-                gone.push(*id);
-            }
-            !hit
-        });
-        for id in &gone {
-            self.counts.invalidated += 1;
-            self.drop_block(home, *id);
-        }
-        let empty = self.pages.get(&page).is_some_and(Vec::is_empty);
-        if empty {
-            self.pages.remove(&page);
-        }
-        !gone.is_empty()
-    }
-
-    /// Nobody comes to this block any more.
-    fn drop_block(&mut self, home: &mut Home, id: u32) {
-        let Some(b) = self.blocks.get_mut(id as usize).and_then(|b| b.take()) else { return };
-        for slot in &b.preds {
-            self.unlink(*slot, b.entry);
-        }
-        if let Ok(entry) = self.index.find_entry(hash(b.host, b.rip, b.key), |n| *n == id) {
-            entry.remove();
-        }
-        home.forget_jump(b.rip, b.entry);
-    }
-
-    fn unlink(&self, slot: u32, entry: u64) {
-        let at = (slot & !1) as usize;
-        if self.arena.slot(at) != entry {
-            return;
-        }
-        if slot & 1 != 0 {
-            self.arena.set_slot(at + 8, u64::MAX);
-            self.arena.set_slot(at, 0);
-        } else {
-            self.arena.set_slot(at, self.arena.slot(at + 8));
-        }
-    }
-
-    /// The granules of a page that blocks were made from.
-    pub fn granules(&self, page: usize) -> u64 {
-        let blocks = self.pages.get(&page).into_iter().flatten().filter_map(|id| self.block(*id));
-        blocks.fold(0, |all, b| all | covered(page, b.start(), b.len as usize, b.second()))
-    }
-
-    /// Whether there are blocks from a page.
-    pub fn has_page(&self, page: usize) -> bool {
-        self.pages.contains_key(&page)
-    }
-
-    /// The pages that there are blocks from.
-    pub fn pages(&self) -> Vec<usize> {
-        self.pages.keys().copied().collect()
     }
 
     /// Runs from a block until something leaves; the exit code with its argument is in the environment.
@@ -475,44 +377,17 @@ impl Jit {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (home, entry);
     }
+}
 
-    /// After an exit in the middle of a block: brings registers, flags and RIP to the instruction's start. Returns how
-    /// many instructions were counted that did not run.
-    pub fn settle(&mut self, cpu: &mut Cpu) -> Option<u8> {
-        self.counts.bails += 1;
-        let at = self.arena.offset(cpu.env.jit.site) as u32;
-        // A site is the address behind a call, which may be where the next block's cold code begins.
-        let n = self.by_cold.partition_point(|(start, _)| *start < at).checked_sub(1)?;
-        let b = self.block(self.by_cold[n].1)?;
-        let ret = at - b.cold;
-        let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
-        let site = b.sites[n];
-        let (lent, recipes) = b.rare.as_ref().map_or((&[][..], &[][..]), |r| (&r.lent, &r.recipes));
-        for (n, l) in lent.iter().enumerate() {
-            let lender = usize::from(l.lender & 15);
-            match l.guest {
-                Lent::NOBODY => {}
-                Lent::BUDGET => cpu.env.jit.budget = cpu.env.gpr[lender] as i64,
-                n => cpu.env.gpr[usize::from(n & 15)] = cpu.env.gpr[lender],
-            }
-            cpu.env.gpr[lender] = cpu.env.jit.lent[n & 7];
-        }
-        if let Some(r) = recipes.get(usize::from(site.recipe)) {
-            apply(cpu, *r);
-        }
-        let rip = b.rip.wrapping_add_signed(site.off.into());
-        cpu.env.rip = if b.key & crate::mode::key::L64 != 0 { rip } else { rip & 0xffff_ffff };
-        Some(site.left)
-    }
-
-    /// Bytes of code and data, and blocks that live.
-    pub fn sizes(&self) -> ([usize; 3], usize) {
-        (self.arena.used(), self.index.len())
-    }
+/// A block by number.
+#[inline]
+fn by_number(chunks: &[Chunk], id: u32) -> Option<&Block> {
+    let (chunk, n) = evict::place(id);
+    chunks.get(chunk)?.blocks.get(n)?.as_deref()
 }
 
 /// Where the index has a block.
-fn hash(host: usize, rip: u64, key: u32) -> u64 {
+pub(super) fn hash(host: usize, rip: u64, key: u32) -> u64 {
     // The host address says nearly all; what is left tells aliases and modes apart.
     let mixed = (host as u64) ^ rip.rotate_left(20) ^ u64::from(key).rotate_left(44);
     mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26)
@@ -563,20 +438,4 @@ pub fn host_text(ir: &Ir) -> String {
             .collect()
     };
     format!("{}-- cold\n{}", text(0x1000, &out.hot.bytes), text(0x2000, &out.cold.bytes))
-}
-
-/// Brings the flags that a site has noted into the environment.
-fn apply(cpu: &mut Cpu, r: Recipe) {
-    if r.op == Recipe::NOTHING {
-        return;
-    }
-    let env = &mut cpu.env;
-    let value = |env: &crate::env::Env, l: Loc, old: u64| match l {
-        Loc::Env => old,
-        Loc::Gpr(n) => env.gpr[usize::from(n & 15)],
-        Loc::Imm(v) => i64::from(v) as u64,
-    };
-    env.cc_a = value(env, r.a, env.cc_a);
-    env.cc_b = value(env, r.b, env.cc_b);
-    env.cc_op = r.op;
 }

@@ -1,9 +1,9 @@
 //! The engine `-accel jit`.
 
-use super::blocks::Counts;
+use super::blocks::{Counts, Jit};
 use super::perf::PerfMap;
 use crate::cache::CodePages;
-use crate::env::VmShared;
+use crate::env::{Cpu, VmShared};
 use crate::vcpu::{Interp, SoftVcpu};
 use anura_accel::{AccelError, AccelVm, Accelerator, Capabilities, Unavailable, Vcpu, VmConfig, VmSpaces};
 use anura_vmcore::CpuSignal;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// Bytes of code that all vCPUs together may hold, unless the user says otherwise.
 const CODE: usize = 128 << 20;
+/// Bytes of code per vCPU under disturbances: so few that blocks go all the time.
+const DISTURBED: usize = 512 << 10;
 
 /// The JIT engine.
 #[derive(Clone, Copy, Debug)]
@@ -122,9 +124,24 @@ pub(crate) struct Setup {
 pub(crate) struct Numbers {
     pub counts: Counts,
     pub bytes: [usize; 3],
+    /// Bytes of code and data at most.
+    pub size: usize,
     pub live: usize,
     /// What the memory unit counts.
     pub memory: [(&'static str, u64); 10],
+}
+
+impl Jit {
+    /// What is shown of it, with what its memory unit counts.
+    pub fn numbers(&self, cpu: &Cpu) -> Numbers {
+        Numbers {
+            counts: self.counts,
+            bytes: self.arena.used(),
+            size: self.arena.size(),
+            live: self.index.len(),
+            memory: cpu.mmu.counts(),
+        }
+    }
 }
 
 impl AccelVm for Vm {
@@ -132,8 +149,8 @@ impl AccelVm for Vm {
         let vcpus = self.config.topology.total().max(1) as usize;
         let counted = self.config.counted || self.engine.single_thread || self.engine.exact;
         let size = match self.engine.chaos {
-            0 => (self.engine.code_bytes / vcpus).clamp(4 << 20, 1 << 30) & !0xffff,
-            _ => 2 << 20,
+            0 => self.engine.code_bytes / vcpus,
+            _ => DISTURBED.min(self.engine.code_bytes / vcpus),
         };
         // Every vCPU has its own translations, and hears of writes to code by itself.
         let shared = VmShared::with_pages(&self.spaces, &self.config, self.pages.clone());
@@ -162,12 +179,13 @@ impl AccelVm for Vm {
     fn info(&self) -> String {
         let mut text = String::new();
         for (n, cpu) in self.info.lock().iter().enumerate() {
-            let Numbers { counts: c, bytes, live, memory } = *cpu.lock();
+            let Numbers { counts: c, bytes, size, live, memory } = *cpu.lock();
             let share = |part: u64, whole: u64| part as f64 * 100.0 / whole.max(1) as f64;
             let nanos = c.time.as_nanos() as f64 / (c.instructions.max(1)) as f64;
             text += &format!(
                 "CPU #{n}: {live} blocks, {} translated ({} instructions, {} bytes of guest code)\n\
-                 code: {} bytes hot, {} cold, {} of links; {} flushes, {} blocks invalidated\n\
+                 code: {} bytes hot, {} cold, {} of links, of {size} in all; {} flushes, {} chunks evicted ({} blocks), \
+                 {} blocks invalidated\n\
                  translation: {:.3} s, {nanos:.0} ns per instruction\n\
                  blocks looked for by the run loop: {}, found by the table of jumps: {:.1} %, by place: {:.1} %, \
                  made: {:.1} %\n\
@@ -180,6 +198,8 @@ impl AccelVm for Vm {
                 bytes[1],
                 bytes[2],
                 c.flushes,
+                c.chunks_evicted,
+                c.evicted,
                 c.invalidated,
                 c.time.as_secs_f64(),
                 c.entries,

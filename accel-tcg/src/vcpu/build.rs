@@ -70,6 +70,14 @@ impl SoftVcpu {
         });
     }
 
+    /// Pages whose last translation was dropped lose their marks.
+    pub(super) fn settle_bare(&mut self, cache: &Cache) {
+        let Some(jit) = &mut self.jit else { return };
+        for page in jit.take_bare() {
+            self.settle(cache, page);
+        }
+    }
+
     /// Takes over what others did to code and to pages.
     pub(super) fn catch_up(&mut self, cache: &mut Cache) {
         for (host, len) in self.cpu.catch_up(cache) {
@@ -82,6 +90,7 @@ impl SoftVcpu {
         cache.invalidate(host, len);
         if let Some(jit) = &mut self.jit {
             jit.invalidate(&mut self.cpu, host, len);
+            self.settle_bare(cache);
         }
         let mut page = host & !0xfff;
         while page < host + len.max(1) {

@@ -34,10 +34,10 @@ impl SoftVcpu {
                 }
             }
             let epoch = self.cpu.t0.epoch;
-            let flushes = self.jit.as_ref()?.counts.flushes;
+            let dropped = self.jit.as_ref()?.dropped;
             let (id, entry) = match self.find(cache) {
                 Ok(Some(found)) => found,
-                // Memory that is neither RAM nor ROM.
+                // Memory that is neither RAM nor ROM, mostly.
                 Ok(None) => return self.one(cache, true),
                 Err(e) => return self.refused(e),
             };
@@ -56,7 +56,7 @@ impl SoftVcpu {
             // block of two pages, for as long as the mapping is.
             if let Some((slot, far)) = from.take()
                 && epoch == self.cpu.t0.epoch
-                && flushes == jit.counts.flushes
+                && dropped == jit.dropped
                 && (far || jit.block(id)?.second().is_none())
             {
                 let (epochs, rip) = (self.cpu.env.jit.epoch, self.cpu.env.rip);
@@ -170,7 +170,8 @@ impl SoftVcpu {
         VcpuExit::Failed(InternalError { what: format!("engine failure: {what}"), rip: self.cpu.env.rip })
     }
 
-    /// The translated block at RIP, its number and its code, made if there is none; `None` where there is no RAM or ROM.
+    /// The translated block at RIP, its number and its code, made if there is none; `None` where there is no RAM or ROM,
+    /// and where the first instruction is more than fits.
     pub(super) fn find(&mut self, cache: &mut Cache) -> Result<Option<(u32, u64)>, Refused> {
         let cpu = &mut *self.cpu;
         let rip = cpu.env.rip;
@@ -227,7 +228,10 @@ impl SoftVcpu {
         }
         let id = match found {
             Some(id) => id,
-            None => self.translate(cache, host, page, linear)?,
+            None => match self.translate(cache, host, page, linear)? {
+                Some(id) => id,
+                None => return Ok(None),
+            },
         };
         let cpu = &mut self.cpu;
         cpu.announce();
@@ -256,7 +260,7 @@ impl SoftVcpu {
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
         let Some(jit) = &mut self.jit else { return };
-        if jit.generation != cache.generation || !jit.has_room_for_region() || !jit.heat(host, rip, mode) {
+        if jit.generation != cache.generation || !jit.heat(host, rip, mode) {
             return;
         }
         let start = Instant::now();
@@ -264,6 +268,7 @@ impl SoftVcpu {
         let Some(jit) = &mut self.jit else { return };
         jit.add_region(&parts, mode, &sources, cache.arena.as_mut(), &mut self.cpu);
         jit.counts.time += start.elapsed();
+        self.settle_bare(cache);
         self.catch_up(cache);
     }
 
@@ -275,8 +280,8 @@ impl SoftVcpu {
         host: usize,
         page: ExecPage,
         linear: u64,
-    ) -> Result<u32, Refused> {
-        let stale = self.jit.as_ref().is_some_and(|j| j.full() || j.generation != cache.generation);
+    ) -> Result<Option<u32>, Refused> {
+        let stale = self.jit.as_ref().is_some_and(|j| j.generation != cache.generation);
         if stale || cache.full() {
             self.forget(cache);
             if let Some(jit) = &mut self.jit {
@@ -284,12 +289,23 @@ impl SoftVcpu {
             }
         }
         let start = Instant::now();
-        let made = self.build(host, page, (linear, self.cpu.env.rip), self.longest)?;
-        let mode = self.cpu.env.mode_key;
-        let jit = self.jit.as_mut().ok_or(Refused::Device)?;
-        let second = made.second.map(|s| s as usize);
-        let id = jit.add(&made.block, mode, second, &made.sources, cache.arena.as_mut());
-        jit.counts.time += start.elapsed();
+        let mut longest = self.longest;
+        let id = loop {
+            let made = self.build(host, page, (linear, self.cpu.env.rip), longest)?;
+            let mode = self.cpu.env.mode_key;
+            let jit = self.jit.as_mut().ok_or(Refused::Device)?;
+            let second = made.second.map(|s| s as usize);
+            let functions = cache.arena.as_mut();
+            let id = jit.add(&made.block, mode, second, &made.sources, functions, &mut self.cpu);
+            longest = made.block.insns.len() / 2;
+            if id.is_some() || longest == 0 {
+                break id;
+            }
+        };
+        if let Some(jit) = &mut self.jit {
+            jit.counts.time += start.elapsed();
+        }
+        self.settle_bare(cache);
         self.catch_up(cache);
         Ok(id)
     }
