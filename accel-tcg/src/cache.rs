@@ -19,8 +19,9 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-/// Bytes of translations at which all are dropped.
+/// Bytes of translations at which all are dropped: of the interpreter's own, and where it only helps the JIT out.
 const LIMIT: usize = 18 << 20;
+const HELPING: usize = 4 << 20;
 
 type Key = (usize, u64, u32);
 
@@ -152,8 +153,11 @@ pub(crate) struct Cache {
     /// The codes made from each page.
     pages: HashMap<usize, Vec<*const Code>, Hasher>,
     bytes: usize,
+    limit: usize,
     /// Counted up whenever codes are freed.
     pub generation: u64,
+    /// Counted up whenever functions are.
+    pub functions: u64,
     /// Functions of opaque instructions, where the host allows them.
     pub arena: Option<Arena>,
     stale: Box<T0>,
@@ -184,7 +188,9 @@ impl Default for Shared {
             index: HashMap::default(),
             pages: HashMap::default(),
             bytes: 0,
+            limit: LIMIT,
             generation: 0,
+            functions: 0,
             arena: if std::env::var_os("ANURA_NO_THUNK").is_some() { None } else { Arena::new().ok() },
             stale: Box::new(stale),
             invalidated: 0,
@@ -308,18 +314,34 @@ impl Cache {
         self.index.get(&(host, rip, key)).copied()
     }
 
-    /// Whether everything should be dropped before more is added.
-    pub fn full(&self) -> bool {
-        self.bytes > LIMIT || self.arena.as_ref().is_some_and(Arena::full)
+    /// From now on only what the JIT leaves over is translated here.
+    pub fn help_out(&mut self) {
+        self.limit = HELPING;
     }
 
-    /// Drops everything; the marks on the pages are the caller's business. No processor may be inside a block.
-    pub fn clear(&mut self) {
+    /// Whether all codes should be dropped before more are added.
+    pub fn full(&self) -> bool {
+        self.bytes > self.limit || self.functions_full()
+    }
+
+    /// Whether all functions should be dropped, with whatever refers to them.
+    pub fn functions_full(&self) -> bool {
+        self.arena.as_ref().is_some_and(Arena::full)
+    }
+
+    /// Drops all codes; the marks on the pages are the caller's business. No processor may be inside a block.
+    pub fn clear_codes(&mut self) {
         self.pages.clear();
         self.index.clear();
         self.codes.clear();
         self.bytes = 0;
         self.generation += 1;
+    }
+
+    /// Drops everything, likewise.
+    pub fn clear(&mut self) {
+        self.clear_codes();
+        self.functions += 1;
         if let Some(a) = &mut self.arena {
             a.clear();
         }

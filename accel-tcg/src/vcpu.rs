@@ -108,6 +108,7 @@ impl SoftVcpu {
         let mut jit = Jit::new(size, counted, vm.config.counted, smp)?;
         jit.name_code(perf);
         let mut vcpu = Self::new(vm, id, signal);
+        vcpu.cpu.vm.code.cache.lock().help_out();
         vcpu.owner = CodePages::owner(id);
         vcpu.numbers = Some(numbers);
         vcpu.longest = if one_insn { 1 } else { 64 };

@@ -179,3 +179,60 @@ fn the_map_for_perf_names_blocks_and_stubs() {
     pieces.sort();
     assert!(pieces.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0), "{text}");
 }
+
+/// The first so many bytes of a dump, in words; they go.
+fn words<const N: usize>(dump: &mut &[u8], bytes: [usize; N]) -> [u64; N] {
+    bytes.map(|n| {
+        let (word, rest) = dump.split_at(n);
+        *dump = rest;
+        let mut wide = [0; 8];
+        wide[..n].copy_from_slice(word);
+        u64::from_le_bytes(wide)
+    })
+}
+
+#[test]
+fn the_dump_for_perf_holds_the_code_of_blocks_and_stubs() {
+    let engine = JitEngine { jit_dump: true, ..JitEngine::default() };
+    let Some(mut g) = guest(engine, &LOOP) else { return };
+    let path = format!("jit-{}.dump", std::process::id());
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    // perf finds it by this mapping.
+    assert!(maps.lines().any(|l| l.contains(&path) && l.contains(" r-xp ")), "{maps}");
+    assert_eq!(g.vcpu.run(Budget::Unlimited), VcpuExit::Halted);
+    drop(g);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let mut dump = &bytes[..];
+    // Magic, version, size of the header, machine, nothing, process; time and flags.
+    let header = words(&mut dump, [4; 6]);
+    assert_eq!(header, [0x4a69_5444, 1, 40, 62, 0, std::process::id().into()]);
+    let [mut last, flags] = words(&mut dump, [8; 2]);
+    assert!(last != 0 && flags == 0);
+    let (mut names, mut closed) = (Vec::new(), false);
+    while !dump.is_empty() {
+        let [kind, size, time] = words(&mut dump, [4, 4, 8]);
+        assert!(time >= last && !closed);
+        last = time;
+        if kind == 3 {
+            assert_eq!(size, 16);
+            closed = true;
+            continue;
+        }
+        assert_eq!(kind, 0, "a record of code");
+        let [pid, tid, vma, at, len, index] = words(&mut dump, [4, 4, 8, 8, 8, 8]);
+        assert!(pid == u64::from(std::process::id()) && tid != 0 && vma == at && at > 0x1_0000);
+        assert_eq!(index as usize, names.len());
+        let (rest, behind) = dump.split_at(size as usize - 56);
+        dump = behind;
+        let end = rest.iter().position(|b| *b == 0).unwrap();
+        let code = &rest[end + 1..];
+        assert_eq!(code.len() as u64, len);
+        assert!(!code.is_empty() && code.iter().any(|b| *b != 0));
+        names.push(String::from_utf8(rest[..end].to_vec()).unwrap());
+    }
+    assert!(closed);
+    for name in ["anura:enter", "anura:slow", "guest:0x10000", "guest:0x10005", "guest:0x10005.cold"] {
+        assert_eq!(names.iter().filter(|n| *n == name).count(), 1, "{name}: {names:?}");
+    }
+}

@@ -33,6 +33,7 @@ fn jit(accel: &AccelConfig) -> JitEngine {
     engine.single_thread = property("thread") == Some("single");
     engine.chaos = property("chaos").and_then(|v| v.parse().ok()).unwrap_or(0);
     engine.perf_map = property("perfmap") == Some("on");
+    engine.jit_dump = property("jitdump") == Some("on");
     engine.one_insn = property("one-insn-per-tb") == Some("on");
     engine.by_blocks = property("by-blocks") == Some("on");
     engine
@@ -92,8 +93,10 @@ pub fn choose(config: &MachineConfig, say: &mut dyn FnMut(String)) -> Result<Box
         [] => BUILT_IN.map(AccelConfig::named).to_vec(),
         asked => asked.to_vec(),
     };
-    if config.log.perf_map {
-        asked.iter_mut().for_each(|a| a.properties.push(("perfmap".into(), "on".into())));
+    for (wanted, word) in [(config.log.perf_map, "perfmap"), (config.log.jit_dump, "jitdump")] {
+        if wanted {
+            asked.iter_mut().for_each(|a| a.properties.push((word.into(), "on".into())));
+        }
     }
     let mut refused = Vec::new();
     for accel in &asked {

@@ -512,6 +512,8 @@ pub struct LogConfig {
     pub timestamps: bool,
     /// `-perfmap`.
     pub perf_map: bool,
+    /// `-jitdump`.
+    pub jit_dump: bool,
 }
 
 impl Default for MachineConfig {

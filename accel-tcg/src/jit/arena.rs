@@ -31,7 +31,8 @@ pub(super) struct Arena {
     rw: *mut u8,
     rx: *const u8,
     size: usize,
-    /// Where the first chunk begins.
+    /// Bytes of fixed code, and where the first chunk begins.
+    fixed: usize,
     first: usize,
     chunk: usize,
     /// Where the parts of a chunk begin and end.
@@ -76,7 +77,14 @@ impl Arena {
         let (rw, start) = (rw.cast::<u8>(), [0, hot, cold, chunk]);
         // SAFETY: the fixed code lies in the mapping, before the first chunk.
         unsafe { ptr::copy_nonoverlapping(fixed.as_ptr(), rw, fixed.len()) };
-        Ok(Arena { rw, rx: rx.cast(), size, first, chunk, start, current: 0, used: vec![[0; 3]; count] })
+        let (rx, fixed) = (rx.cast(), fixed.len());
+        Ok(Arena { rw, rx, size, fixed, first, chunk, start, current: 0, used: vec![[0; 3]; count] })
+    }
+
+    /// The fixed code.
+    pub fn fixed(&self) -> &[u8] {
+        // SAFETY: it lies at the start of the mapping and was written before anybody could ask.
+        unsafe { std::slice::from_raw_parts(self.rx, self.fixed) }
     }
 
     /// How many chunks there are.

@@ -10,7 +10,7 @@ use super::emit::{Emit, Exit, Fix, Helper, Lent, Options, Output, Recipe, Site, 
 use super::evict::{self, Chunk};
 use super::home::Home;
 use super::links::block_mut;
-use super::perf::PerfMap;
+use super::perf::PerfFiles;
 use super::stubs::{self, Stub, Stubs};
 use crate::cache::AddressHasher;
 use crate::env::Cpu;
@@ -119,7 +119,6 @@ pub(crate) struct Counts {
 pub(crate) struct Jit {
     pub(super) arena: Arena,
     stubs: Stubs,
-    stub_bytes: usize,
     pub options: Options,
     /// The blocks, by the chunk of the arena that each is in.
     pub(super) chunks: Vec<Chunk>,
@@ -136,9 +135,9 @@ pub(crate) struct Jit {
     pub counts: Counts,
     /// The host's code of each block is shown in the log.
     pub show: bool,
-    perf: Option<Arc<PerfMap>>,
-    /// Generation of the interpreter's cache, whose functions blocks refer to.
-    pub generation: u64,
+    perf: Option<Arc<PerfFiles>>,
+    /// Generation of the interpreter's functions, which blocks refer to.
+    pub functions: u64,
 }
 
 // SAFETY: blocks hold the interpreter's code for single instructions, whose pointers lead into itself; all of it is
@@ -160,7 +159,6 @@ impl Jit {
         let (bytes, stubs) = stubs::write(avx, counted);
         let arena = Arena::new(size, &bytes)?;
         Ok(Jit {
-            stub_bytes: bytes.len(),
             chunks: (0..arena.chunks()).map(|_| Chunk::default()).collect(),
             arena,
             stubs,
@@ -173,7 +171,7 @@ impl Jit {
             counts: Counts::default(),
             show: false,
             perf: None,
-            generation: 0,
+            functions: 0,
         })
     }
 
@@ -182,16 +180,17 @@ impl Jit {
         self.arena.writable()
     }
 
-    /// From now on, code is named in a map for `perf`.
-    pub fn name_code(&mut self, map: Option<Arc<PerfMap>>) {
-        if let Some(map) = &map {
-            let mut ends = self.stub_bytes;
+    /// From now on, code is named for `perf`.
+    pub fn name_code(&mut self, files: Option<Arc<PerfFiles>>) {
+        if let Some(files) = &files {
+            let mut code = self.arena.fixed();
             for (at, name) in self.stubs.names().into_iter().rev() {
-                map.add(self.arena.address(at), ends - at, &format!("anura:{name}"));
-                ends = at;
+                let (before, stub) = code.split_at(at);
+                files.add(self.arena.address(at), stub, &format!("anura:{name}"));
+                code = before;
             }
         }
-        self.perf = map;
+        self.perf = files;
     }
 
     /// The block at a place.
@@ -279,9 +278,9 @@ impl Jit {
         let bytes = [&mut out.hot.bytes, &mut out.cold.bytes];
         place(&out.fixes, bytes, [hot, cold, slots], |s| self.stubs.at(s) as usize);
         let (h, c) = (&out.hot.bytes, &out.cold.bytes);
-        if let Some(map) = &self.perf {
-            map.add(self.arena.address(hot), h.len(), &format!("guest:{rip:#x}"));
-            map.add(self.arena.address(cold), c.len(), &format!("guest:{rip:#x}.cold"));
+        if let Some(files) = &self.perf {
+            files.add(self.arena.address(hot), h, &format!("guest:{rip:#x}"));
+            files.add(self.arena.address(cold), c, &format!("guest:{rip:#x}.cold"));
         }
         if self.show {
             let text = |at, bytes: &[u8]| show::code(64, self.arena.address(at), bytes);

@@ -1,7 +1,7 @@
 //! The engine `-accel jit`.
 
 use super::blocks::{Counts, Jit};
-use super::perf::PerfMap;
+use super::perf::PerfFiles;
 use crate::cache::CodePages;
 use crate::env::{Cpu, VmShared};
 use crate::vcpu::{Interp, SoftVcpu};
@@ -28,6 +28,8 @@ pub struct JitEngine {
     pub by_blocks: bool,
     /// Translated code is named in a map for `perf`.
     pub perf_map: bool,
+    /// Translated code is written to a dump for `perf`.
+    pub jit_dump: bool,
     /// A seed for disturbances that must not change what a guest computes, for tests; 0 for none.
     pub chaos: u64,
     /// Bytes of translated code at most, for all vCPUs together.
@@ -44,6 +46,7 @@ impl Default for JitEngine {
             one_insn: false,
             by_blocks: false,
             perf_map: false,
+            jit_dump: false,
             chaos: 0,
             code_bytes: CODE,
             jumps_back: 1024,
@@ -68,24 +71,18 @@ impl Accelerator for JitEngine {
         if crate::generated_code().is_err() {
             return Interp.create_vm(spaces, config);
         }
-        let perf = match self.perf_map {
-            true => {
-                let failed = |source| AccelError::Host {
-                    engine: "jit",
-                    what: "the map for perf cannot be written".into(),
-                    source,
-                };
-                Some(Arc::new(PerfMap::create().map_err(failed)?))
-            }
-            false => None,
-        };
+        let perf = PerfFiles::create(self.perf_map, self.jit_dump).map_err(|source| AccelError::Host {
+            engine: "jit",
+            what: "the files for perf cannot be written".into(),
+            source,
+        })?;
         Ok(Arc::new(Vm {
             spaces: spaces.clone(),
             config: config.clone(),
             engine: *self,
             pages: Arc::default(),
             info: Mutex::default(),
-            perf,
+            perf: perf.map(Arc::new),
         }))
     }
 }
@@ -96,7 +93,7 @@ struct Vm {
     engine: JitEngine,
     pages: Arc<CodePages>,
     info: Mutex<Vec<Arc<Mutex<Numbers>>>>,
-    perf: Option<Arc<PerfMap>>,
+    perf: Option<Arc<PerfFiles>>,
 }
 
 /// How a vCPU is to translate.
@@ -112,7 +109,7 @@ pub(crate) struct Setup {
     /// Runs end behind each block.
     pub by_blocks: bool,
     pub numbers: Arc<Mutex<Numbers>>,
-    pub perf: Option<Arc<PerfMap>>,
+    pub perf: Option<Arc<PerfFiles>>,
     /// Seed of disturbances, or 0.
     pub chaos: u64,
     /// See [`JitEngine::jumps_back`].

@@ -1,8 +1,9 @@
 //! The JIT: translated blocks as host code, and what runs them.
 //!
-//! `emit` writes a block's IR as host code into the `arena`; `blocks` knows which blocks there are,
-//! `links` what leads to them, `evict` how they go; `settle` brings state home from the middle of one; `stubs` and `rt` are the ways in and out; `home` is where a processor's state lies while it
-//! runs. Every processor has its own blocks, so nothing here is shared between threads.
+//! `emit` writes a block's IR as host code into the `arena`; `blocks` knows which blocks there are, `links` what leads
+//! to them, `evict` how they go; `settle` brings state home from the middle of one; `stubs` and `rt` are the ways in
+//! and out; `home` is where a processor's state lies while it runs. Every processor has its own blocks, so nothing here
+//! is shared between threads.
 
 mod arena;
 mod asm;

@@ -54,6 +54,18 @@ impl SoftVcpu {
         self.catch_up(cache);
     }
 
+    /// Drops all translations of the interpreter's, and no functions.
+    pub(super) fn forget_codes(&mut self, cache: &mut Cache) {
+        let pages = cache.pages();
+        cache.clear_codes();
+        self.cpu.t0.block = ptr::null();
+        self.cpu.t0.counts.flushes += 1;
+        for page in pages {
+            self.settle(cache, page);
+        }
+        self.catch_up(cache);
+    }
+
     /// After translations of a page were dropped: its marks are made those of the translations left.
     pub(super) fn settle(&mut self, cache: &Cache, page: usize) {
         let jit = self.jit.as_deref();

@@ -184,8 +184,10 @@ impl SoftVcpu {
         id: u32,
         max: usize,
     ) -> Result<*const Code, Refused> {
-        if cache.full() {
+        if cache.functions_full() {
             self.forget(cache);
+        } else if cache.full() {
+            self.forget_codes(cache);
         }
         self.cpu.t0.counts.built += 1;
         let made = self.build(host, page, (linear, self.cpu.env.rip), max)?;

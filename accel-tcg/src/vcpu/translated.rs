@@ -260,7 +260,7 @@ impl SoftVcpu {
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
         let Some(jit) = &mut self.jit else { return };
-        if jit.generation != cache.generation || !jit.heat(host, rip, mode) {
+        if jit.functions != cache.functions || !jit.heat(host, rip, mode) {
             return;
         }
         let start = Instant::now();
@@ -281,11 +281,11 @@ impl SoftVcpu {
         page: ExecPage,
         linear: u64,
     ) -> Result<Option<u32>, Refused> {
-        let stale = self.jit.as_ref().is_some_and(|j| j.generation != cache.generation);
-        if stale || cache.full() {
+        let stale = self.jit.as_ref().is_some_and(|j| j.functions != cache.functions);
+        if stale || cache.functions_full() {
             self.forget(cache);
             if let Some(jit) = &mut self.jit {
-                jit.generation = cache.generation;
+                jit.functions = cache.functions;
             }
         }
         let start = Instant::now();

@@ -317,6 +317,10 @@ pub(crate) fn perf_map(b: &mut Builder) {
     b.config.log.perf_map = true;
 }
 
+pub(crate) fn jit_dump(b: &mut Builder) {
+    b.config.log.jit_dump = true;
+}
+
 pub(crate) fn log_file(b: &mut Builder, text: &str) -> Res {
     b.config.log.file = Some(path(text)?);
     Ok(())

@@ -136,6 +136,7 @@ pub(crate) const TABLE: &[Opt] = &[
     text("D", "FILE", "where the log goes (default: stderr)", misc::log_file),
     list("trace", Some("enable"), "[enable=]PATTERN[,events=F][,file=F]", "trace events; -trace help lists them", misc::trace),
     flag("perfmap", "name translated code for perf, in /tmp/perf-PID.map", misc::perf_map),
+    flag("jitdump", "write translated code to jit-PID.dump, for perf inject --jit", misc::jit_dump),
     list("msg", Some("timestamp"), "timestamp=on|off", "time before each message", misc::msg),
     text("pidfile", "FILE", "write the process's number", misc::pidfile),
     flag("daemonize", "go on in the background once set up", misc::daemonize),
