@@ -1,22 +1,33 @@
 //! Deliberate mistakes, to find out whether the comparison with the host would notice.
 //!
-//! With the feature `mutants` one of them at a time can be switched on; without it [`on`] is a constant. Three kinds:
-//! points in the code that ask [`on`], each flag of each lazy flag record, and each operation of the intermediate
-//! language with another width, with its operands swapped, or without its flags.
+//! With the feature `mutants` one of them at a time can be switched on; without it [`on`] is a constant. Four kinds:
+//! points in the code that ask [`on`], each flag of each lazy flag record, each operation of the intermediate
+//! language with another width, with its operands swapped, or without its flags, and what the JIT writes ([`emitted`]).
+
+pub mod emitted;
 
 /// A mistake's number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mutant(pub u32);
 
+/// The number of the one that is switched on; at the start it is that in `ANURA_MUTANT`, for programs that know of none.
 #[cfg(feature = "mutants")]
-static ACTIVE: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(u32::MAX);
+static ACTIVE: std::sync::LazyLock<std::sync::atomic::AtomicU32> = std::sync::LazyLock::new(|| {
+    let number = std::env::var("ANURA_MUTANT").ok().and_then(|n| n.parse().ok());
+    std::sync::atomic::AtomicU32::new(number.unwrap_or(u32::MAX))
+});
+
+#[cfg(feature = "mutants")]
+fn active() -> u32 {
+    ACTIVE.load(std::sync::atomic::Ordering::Relaxed)
+}
 
 /// Whether a mistake is switched on.
 #[inline(always)]
 pub fn on(m: Mutant) -> bool {
     #[cfg(feature = "mutants")]
     {
-        ACTIVE.load(std::sync::atomic::Ordering::Relaxed) == m.0
+        active() == m.0
     }
     #[cfg(not(feature = "mutants"))]
     {
@@ -211,10 +222,22 @@ named! {
     I_DIV_ZERO "division by zero is not checked";
     I_CRC32 "CRC32 uses another polynomial";
     I_MERGE16 "16-bit writes clear the upper half";
+    J_SHELTER "translated code: operands of the flags change before the flags are wanted";
+    J_MATERIALIZE "translated code: the note on the flags is not written down";
+    J_RECIPE "translated code: places to leave at do not bring the flags home";
+    J_HOST "translated code: the host is said to have all flags";
+    J_CARRY "translated code: INC and DEC lose the carry";
+    J_LOOK_PAGE "translated code: accesses may leave the page that was looked up";
+    J_NEAR_TOUCHED "translated code: a look is used again though its registers have changed";
+    J_NEAR_PAGE "translated code: an access near another may be in another page";
+    J_GROUP_SPAN "translated code: a group of accesses is checked as one of its members";
+    J_LENT_SITES "translated code: borrowed registers are not given back where loops are left in the middle";
+    J_LENT_EXITS "translated code: borrowed registers are not given back where loops end";
+    J_LEFT "translated code: an instruction too many is counted where blocks are left in the middle";
 }
 
 #[cfg(feature = "mutants")]
-pub use ir::{alter, catalogue};
+pub use ir::{alter, catalogue, emitter};
 
 /// Flags of the record `op` (kind and width) with a mistake in one of them.
 #[inline(always)]
@@ -222,7 +245,7 @@ pub fn flags(op: u32, image: u32) -> u32 {
     #[cfg(feature = "mutants")]
     {
         let kind = (op >> 2).wrapping_sub(1);
-        if let Some(n) = ACTIVE.load(std::sync::atomic::Ordering::Relaxed).checked_sub(ir::FLAGS)
+        if let Some(n) = active().checked_sub(ir::FLAGS)
             && n < 48
             && kind == n / 6
         {
@@ -235,11 +258,9 @@ pub fn flags(op: u32, image: u32) -> u32 {
 
 #[cfg(feature = "mutants")]
 mod ir {
-    use super::{ACTIVE, Mutant, NAMES};
+    use super::{Mutant, NAMES, active};
     use crate::ir::op::flag;
     use crate::ir::{Attr, Block, Opcode, Ref, Ty};
-    use std::sync::atomic::Ordering;
-
     pub const FLAGS: u32 = 1000;
     const OPS: u32 = 2000;
     pub const BITS: [u32; 6] = [flag::CF, flag::PF, flag::AF, flag::ZF, flag::SF, flag::OF];
@@ -274,10 +295,24 @@ mod ir {
         ]
     };
 
-    /// Every mistake with its name.
+    /// How the names of points in the emitter begin.
+    const EMITTER: &str = "translated code:";
+
+    fn named(emitter: bool) -> Vec<(Mutant, String)> {
+        let all = NAMES.iter().enumerate().filter(|(_, t)| t.starts_with(EMITTER) == emitter);
+        all.map(|(n, t)| (Mutant(n as u32), (*t).to_owned())).collect()
+    }
+
+    /// Every mistake of the emitter with its name, as far as what was written until now could have shown it.
+    pub fn emitter() -> Vec<(Mutant, String)> {
+        let mut all = named(true);
+        all.extend(super::emitted::seen());
+        all
+    }
+
+    /// Every mistake of the front end and the interpreter with its name.
     pub fn catalogue() -> Vec<(Mutant, String)> {
-        let mut all: Vec<_> =
-            NAMES.iter().enumerate().map(|(n, t)| (Mutant(n as u32), (*t).to_owned())).collect();
+        let mut all = named(false);
         for (k, kind) in KINDS.iter().enumerate() {
             for (n, name) in ["CF", "PF", "AF", "ZF", "SF", "OF"].iter().enumerate() {
                 all.push((Mutant(FLAGS + (k * 6 + n) as u32), format!("{name} of {kind} is inverted")));
@@ -298,7 +333,7 @@ mod ir {
 
     /// Puts the active mistake into a block.
     pub fn alter(b: &mut Block) {
-        let Some(n) = ACTIVE.load(Ordering::Relaxed).checked_sub(OPS).filter(|n| *n < 600) else { return };
+        let Some(n) = active().checked_sub(OPS).filter(|n| *n < 600) else { return };
         let ops = [WIDTH, SWAP, SILENT][n as usize / 200];
         let Some(which) = ops.get(n as usize % 200) else { return };
         for o in b.ops.iter_mut().filter(|o| o.op == *which) {

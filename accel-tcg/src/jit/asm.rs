@@ -4,6 +4,7 @@
 //! emitter chooses operands for at run time. Encodings: Intel SDM vol. 2, chapter 2 and appendix B.
 
 use crate::ir::{Cond, Ty};
+use crate::mutants::emitted::{Slip, slips};
 use dynasmrt::AssemblyOffset;
 use dynasmrt::DynasmApi;
 
@@ -137,6 +138,11 @@ impl Buf {
     /// the instruction's number in its group.
     #[inline]
     fn encode(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm, byte_reg: bool, byte_rm: bool) {
+        let ty = match ty {
+            Ty::I32 if slips(Slip::Width) => Ty::I64,
+            Ty::I64 if slips(Slip::Width) => Ty::I32,
+            ty => ty,
+        };
         if ty == Ty::I16 {
             self.push(0x66);
         }
@@ -161,7 +167,12 @@ impl Buf {
 
     /// ModRM, SIB and displacement.
     #[inline]
-    pub fn operand(&mut self, r: Reg, rm: Rm) {
+    pub fn operand(&mut self, r: Reg, mut rm: Rm) {
+        if let Rm::Mem(m @ Mem { base: reg::RSP, index: None, .. }) = &mut rm
+            && slips(Slip::Field)
+        {
+            m.disp += 8;
+        }
         match rm {
             Rm::Reg(n) => self.touched |= 1 << n,
             Rm::Mem(Mem { base: reg::RSP, index: None, disp: d @ 0..128 }) => {
@@ -218,14 +229,18 @@ impl Buf {
 
     /// `op rm, r`
     pub fn alu_rm_r(&mut self, op: u8, ty: Ty, rm: Rm, r: Reg) {
+        let op = slip::operation(op, slip::ALU);
         self.sized_from(ty, u16::from(op) << 3, r, rm);
     }
     /// `op r, rm`
     pub fn alu_r_rm(&mut self, op: u8, ty: Ty, r: Reg, rm: Rm) {
+        let op = slip::operation(op, slip::ALU);
         self.sized(ty, u16::from(op) << 3 | 2, r, rm);
     }
     /// `op rm, imm`; `imm` must be a sign-extended 32-bit number.
     pub fn alu_rm_i(&mut self, op: u8, ty: Ty, rm: Rm, imm: i32) {
+        let op = slip::operation(op, slip::ALU);
+        let imm = slip::constant(imm, Slip::Immediate);
         if ty == Ty::I8 {
             self.encode(ty, 0x80, op, rm, false, true);
             self.push(imm as u8);
@@ -245,6 +260,7 @@ impl Buf {
         self.sized(ty, 0x84, r, rm);
     }
     pub fn test_rm_i(&mut self, ty: Ty, rm: Rm, imm: i32) {
+        let imm = slip::constant(imm, Slip::Immediate);
         if ty == Ty::I8 {
             self.encode(ty, 0xf6, 0, rm, false, true);
             self.push(imm as u8);
@@ -259,10 +275,16 @@ impl Buf {
     }
     /// `mov rm, r`
     pub fn mov_rm_r(&mut self, ty: Ty, rm: Rm, r: Reg) {
+        if slips(Slip::NoStore) {
+            return;
+        }
         self.sized_from(ty, 0x88, r, rm);
     }
     /// `mov r, rm`
     pub fn mov_r_rm(&mut self, ty: Ty, r: Reg, rm: Rm) {
+        if slips(Slip::NoLoad) {
+            return;
+        }
         self.sized(ty, 0x8a, r, rm);
     }
     /// `mov r64, r64`, nothing if they are the same.
@@ -273,6 +295,7 @@ impl Buf {
     }
     /// Any 64-bit constant, flags untouched.
     pub fn mov_imm(&mut self, d: Reg, v: u64) {
+        let v = if slips(Slip::Constant) { v ^ 1 } else { v };
         self.touched |= 1 << d;
         if v >> 32 == 0 {
             if d >= 8 {
@@ -291,6 +314,7 @@ impl Buf {
     }
     /// `mov mem, imm`, sign-extended from 32 bits.
     pub fn mov_m_i(&mut self, ty: Ty, m: Mem, v: i32) {
+        let v = slip::constant(v, Slip::Stored);
         if ty == Ty::I8 {
             self.encode(ty, 0xc6, 0, Rm::Mem(m), false, false);
             self.push(v as u8);
@@ -306,6 +330,8 @@ impl Buf {
     /// Zero-extends `rm` of type `from` into the whole of `d`.
     pub fn movzx(&mut self, d: Reg, from: Ty, rm: Rm) {
         match from {
+            Ty::I8 if slips(Slip::Extension) => self.modrm(Ty::I32, MAP1 | 0xbe, d, rm, false, true),
+            Ty::I16 if slips(Slip::Extension) => self.modrm(Ty::I32, MAP1 | 0xbf, d, rm, false, false),
             Ty::I8 => self.modrm(Ty::I32, MAP1 | 0xb6, d, rm, false, true),
             Ty::I16 => self.modrm(Ty::I32, MAP1 | 0xb7, d, rm, false, false),
             Ty::I32 => self.mov_r_rm(Ty::I32, d, rm),
@@ -315,6 +341,7 @@ impl Buf {
     /// Sign-extends `rm` of type `from` to `to`.
     pub fn movsx(&mut self, d: Reg, to: Ty, from: Ty, rm: Rm) {
         match from {
+            Ty::I8 | Ty::I16 | Ty::I32 if from != to && slips(Slip::Extension) => self.movzx(d, from, rm),
             Ty::I8 => self.modrm(to, MAP1 | 0xbe, d, rm, false, true),
             Ty::I16 => self.modrm(to, MAP1 | 0xbf, d, rm, false, false),
             Ty::I32 if to == Ty::I64 => self.modrm(Ty::I64, 0x63, d, rm, false, false),
@@ -331,9 +358,17 @@ impl Buf {
         self.sized(ty, MAP1 | u16::from(op), r, rm);
     }
     pub fn setcc(&mut self, c: Cond, rm: Rm) {
+        if slips(Slip::NoSet) {
+            return;
+        }
+        let c = slip::condition(c);
         self.encode(Ty::I8, MAP1 | 0x90 | c as u16, 0, rm, false, true);
     }
     pub fn cmov(&mut self, c: Cond, ty: Ty, r: Reg, rm: Rm) {
+        if slips(Slip::NoMove) {
+            return;
+        }
+        let c = slip::condition(c);
         self.modrm(ty, MAP1 | 0x40 | c as u16, r, rm, false, false);
     }
     pub fn lea(&mut self, ty: Ty, d: Reg, m: Mem) {
@@ -341,6 +376,7 @@ impl Buf {
     }
     /// F6/F7 group: 2 NOT, 3 NEG, 4 MUL, 5 IMUL, 6 DIV, 7 IDIV.
     pub fn group3(&mut self, n: u8, ty: Ty, rm: Rm) {
+        let n = slip::operation(n, [0, 1, 3, 2, 5, 4, 7, 6]);
         let byte = ty == Ty::I8;
         if n >= 4 {
             self.touched |= 1 << reg::RAX | 1 << reg::RDX;
@@ -349,10 +385,13 @@ impl Buf {
     }
     /// INC (0) and DEC (1).
     pub fn group4(&mut self, n: u8, ty: Ty, rm: Rm) {
+        let n = slip::operation(n, [1, 0, 2, 3, 4, 5, 6, 7]);
         let byte = ty == Ty::I8;
         self.encode(ty, 0xfe | u16::from(!byte), n, rm, false, byte);
     }
     pub fn shift_i(&mut self, n: u8, ty: Ty, rm: Rm, count: u8) {
+        let n = slip::operation(n, slip::SHIFT);
+        let count = if slips(Slip::Immediate) { count ^ 1 } else { count };
         let byte = ty == Ty::I8;
         if count == 1 {
             self.encode(ty, 0xd0 | u16::from(!byte), n, rm, false, byte);
@@ -362,6 +401,7 @@ impl Buf {
         }
     }
     pub fn shift_cl(&mut self, n: u8, ty: Ty, rm: Rm) {
+        let n = slip::operation(n, slip::SHIFT);
         let byte = ty == Ty::I8;
         self.encode(ty, 0xd2 | u16::from(!byte), n, rm, false, byte);
     }
@@ -369,6 +409,7 @@ impl Buf {
         self.map1(ty, 0xaf, d, rm);
     }
     pub fn imul_i(&mut self, ty: Ty, d: Reg, rm: Rm, v: i32) {
+        let v = slip::constant(v, Slip::Immediate);
         if i32::from(v as i8) == v {
             self.modrm(ty, 0x6b, d, rm, false, false);
             self.push(v as u8);
@@ -392,16 +433,28 @@ impl Buf {
     }
     /// BT (4), BTS (5), BTR (6), BTC (7) with a constant.
     pub fn bt_i(&mut self, n: u8, ty: Ty, rm: Rm, bit: u8) {
+        let n = slip::operation(n, slip::BIT);
+        let bit = if slips(Slip::Immediate) { bit ^ 1 } else { bit };
         self.encode(ty, MAP1 | 0xba, n, rm, false, false);
         self.push(bit);
     }
     /// BT and its kin with a register.
     pub fn bt_r(&mut self, n: u8, ty: Ty, rm: Rm, r: Reg) {
+        let n = slip::operation(n, slip::BIT);
         self.modrm(ty, MAP1 | 0x83 | u16::from(n) << 3, r, rm, false, false);
     }
     /// A three-operand VEX instruction: `pp` 0 none, 1 66, 2 F3, 3 F2; `map` 2 or 3; `v` the second operand.
     #[allow(clippy::too_many_arguments)] // the fields of the prefix, in its order
     pub fn vex(&mut self, pp: u8, map: u8, op: u8, ty: Ty, r: Reg, v: Reg, rm: Rm) {
+        let ty = match ty {
+            Ty::I32 if slips(Slip::Width) => Ty::I64,
+            Ty::I64 if slips(Slip::Width) => Ty::I32,
+            ty => ty,
+        };
+        let (v, rm) = match rm {
+            Rm::Reg(m) if v != m && slips(Slip::Exchanged) => (m, Rm::Reg(v)),
+            rm => (v, rm),
+        };
         let (x, b) = match rm {
             Rm::Reg(n) => (0, n >> 3),
             Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3 & 1),
@@ -415,11 +468,13 @@ impl Buf {
     }
     /// Rotates right by a constant into another register; flags untouched (BMI2).
     pub fn rorx(&mut self, ty: Ty, d: Reg, s: Reg, n: u8) {
+        let n = if slips(Slip::Immediate) { n ^ 1 } else { n };
         self.vex(3, 3, 0xf0, ty, d, 0, Rm::Reg(s));
         self.push(n);
     }
     /// `jcc rel32`; returns where the displacement stands.
     pub fn jcc(&mut self, c: Cond) -> usize {
+        let c = slip::condition(c);
         self.push(0x0f);
         self.push(0x80 | c as u8);
         self.imm32(0);
@@ -427,6 +482,7 @@ impl Buf {
     }
     /// `jcc rel8` forward; returns where the displacement stands.
     pub fn jcc_short(&mut self, c: Cond) -> usize {
+        let c = slip::condition(c);
         // What follows need not run.
         self.touched = u32::MAX;
         self.push(0x70 | c as u8);
@@ -471,6 +527,56 @@ impl Buf {
     }
     pub fn jmp_rm(&mut self, rm: Rm) {
         self.encode(Ty::I32, 0xff, 4, rm, false, false);
+    }
+}
+
+/// Mistakes on purpose; see [`crate::mutants::emitted`].
+mod slip {
+    use super::{Cond, Slip, slips};
+
+    /// What each operation becomes; comparisons stay, since nothing else leaves its operand alone.
+    pub const ALU: [u8; 8] = [5, 6, 0, 5, 1, 0, 1, 7];
+    pub const SHIFT: [u8; 8] = [1, 0, 3, 2, 5, 4, 4, 5];
+    pub const BIT: [u8; 8] = [0, 1, 2, 3, 5, 6, 7, 5];
+
+    #[inline(always)]
+    pub fn operation(n: u8, other: [u8; 8]) -> u8 {
+        let changed = other[usize::from(n & 7)];
+        if changed != n && slips(Slip::Operation) { changed } else { n }
+    }
+
+    #[inline(always)]
+    pub fn constant(v: i32, slip: Slip) -> i32 {
+        if slips(slip) { v ^ 1 } else { v }
+    }
+
+    #[inline(always)]
+    pub fn condition(c: Cond) -> Cond {
+        use Cond::*;
+        if slips(Slip::Opposite) {
+            return Cond::ALL[c as usize ^ 1];
+        }
+        if slips(Slip::Neighbour) {
+            return match c {
+                O => S,
+                No => Ns,
+                B => L,
+                Ae => Ge,
+                Z => B,
+                Nz => Ae,
+                Be => Le,
+                A => G,
+                S => O,
+                Ns => No,
+                P => Z,
+                Np => Nz,
+                L => B,
+                Ge => Ae,
+                Le => Be,
+                G => A,
+            };
+        }
+        c
     }
 }
 

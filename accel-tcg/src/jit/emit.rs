@@ -29,6 +29,7 @@ use crate::interp::t0::{Code, Site as HelpSite};
 use crate::interp::thunk;
 use crate::ir::{Block, Help, Insn, Op, Opcode, Ref, Ty};
 use crate::mode::key;
+use crate::mutants::{self, emitted};
 use crate::opt;
 use anura_x86::regs::rflags;
 use flags::Fl;
@@ -453,6 +454,7 @@ impl<'a> Emit<'a> {
         let mut i = 0;
         while i < n {
             self.index = first + i;
+            emitted::begin(Some(group[i].op));
             let done = self.pattern(first + i, &group[i..]);
             if done > 0 {
                 i += done;
@@ -464,6 +466,7 @@ impl<'a> Emit<'a> {
             }
             self.release();
         }
+        emitted::begin(None);
         self.forget_temps();
     }
 
@@ -488,7 +491,7 @@ impl<'a> Emit<'a> {
     fn site(&mut self) {
         let recipe = self.recipe();
         let recipe = match self.out.recipes.iter().rposition(|r| *r == recipe) {
-            _ if recipe.op == Recipe::NOTHING => Site::AT_HOME,
+            _ if recipe.op == Recipe::NOTHING || mutants::on(mutants::J_RECIPE) => Site::AT_HOME,
             Some(n) => n as u16,
             None => {
                 self.out.recipes.push(recipe);
@@ -499,6 +502,7 @@ impl<'a> Emit<'a> {
         let insn = self.b.insns.get(usize::from(self.insn)).copied().unwrap_or_default();
         let off = self.b.va.wrapping_sub(self.base).wrapping_add(insn.off.into()) as i16;
         let left = (self.b.insns.len() as u8).wrapping_sub(self.insn);
+        let left = mutants::pick(mutants::J_LEFT, left, left.wrapping_sub(1));
         self.out.sites.push(Site { ret, off, left, recipe });
     }
 

@@ -19,6 +19,7 @@ impl Jit {
             let lender = usize::from(l.lender & 15);
             match l.guest {
                 Lent::NOBODY => {}
+                _ if crate::mutants::on(crate::mutants::J_LENT_SITES) => {}
                 Lent::BUDGET => cpu.env.jit.budget = cpu.env.gpr[lender] as i64,
                 n => cpu.env.gpr[usize::from(n & 15)] = cpu.env.gpr[lender],
             }

@@ -7,7 +7,9 @@
 //! thunks, and without them) and in translated code, unless one of these is asked for. `--save` writes a file for each difference, for `accel-tcg/filetests/oracle`.
 //!
 //! `fuzz_cpu --mutate [--only TEXT]` breaks the engine in one place at a time and looks whether that is found; it needs
-//! the feature `mutants`.
+//! the feature `mutants`. With `--jit` it is the emitter of translated code that is broken. A process that dies or
+//! hangs has found something too, so each of these mistakes has one of its own (`--mutant N`), and what one instruction
+//! at a time does not show is left to random programs (the test `jit_sequences`).
 #![forbid(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -46,6 +48,7 @@ struct Options {
     sides: Sides,
     list: bool,
     mutate: bool,
+    mutant: Option<u32>,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -60,6 +63,7 @@ fn options() -> Result<Options, String> {
         sides: Sides::All,
         list: false,
         mutate: false,
+        mutant: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(a) = args.next() {
@@ -78,6 +82,7 @@ fn options() -> Result<Options, String> {
                     "--seconds" => o.seconds = Some(number()?),
                     "--seed" => o.seed = number()?,
                     "--min" => o.min = number()?,
+                    "--mutant" => o.mutant = Some(number()? as u32),
                     "--only" => o.only = Some(value),
                     "--save" => o.save = Some(value.into()),
                     _ => return Err(format!("unknown option {a}")),
@@ -92,8 +97,12 @@ fn options() -> Result<Options, String> {
 fn run() -> Result<bool, Box<dyn std::error::Error>> {
     use std::time::{Duration, Instant};
     let o = options()?;
-    if o.mutate {
+    if o.mutate && o.sides == Sides::Only(Runner::Jit) {
+        return mutate_emitter(&o);
+    } else if o.mutate {
         return mutate(&o);
+    } else if let Some(n) = o.mutant {
+        return one_mutant(&o, n);
     }
     let mut oracle = Oracle::new(o.seed, o.sides)?;
     if o.list {
@@ -227,4 +236,114 @@ fn mutate(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
     left.iter().for_each(|e| println!("survived: {}", e.1));
     println!("{killed} of {total} mutants killed, the slowest after {:.1} s", slowest.as_secs_f64());
     Ok(killed * 100 >= total * 95)
+}
+
+#[cfg(all(target_arch = "x86_64", not(feature = "mutants")))]
+fn one_mutant(o: &Options, _: u32) -> Result<bool, Box<dyn std::error::Error>> {
+    mutate(o)
+}
+
+/// Looks for a difference with a mistake switched on.
+#[cfg(all(target_arch = "x86_64", feature = "mutants"))]
+fn one_mutant(o: &Options, n: u32) -> Result<bool, Box<dyn std::error::Error>> {
+    use anura_accel_tcg::mutants::{self, Mutant};
+    use std::time::{Duration, Instant};
+    std::panic::set_hook(Box::new(|_| {}));
+    mutants::activate(Some(Mutant(n)));
+    let mut oracle = Oracle::new(o.seed, o.sides)?;
+    let mut report = Report::default();
+    for width in [Width::Bits64, Width::Bits32] {
+        oracle.set_width(width)?;
+        let end = Instant::now() + Duration::from_secs(o.seconds.unwrap_or(10)) / 2;
+        oracle.run(u64::MAX / 4, None, &mut report, |r| r.differences != 0 || Instant::now() > end)?;
+        if let Some(first) = report.examples.first() {
+            println!("{}", first.split(' ').next().unwrap_or(""));
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+#[cfg(all(target_arch = "x86_64", not(feature = "mutants")))]
+fn mutate_emitter(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    mutate(o)
+}
+
+/// Breaks the emitter in one place after the other; what neither single instructions nor random programs show survives.
+#[cfg(all(target_arch = "x86_64", feature = "mutants"))]
+fn mutate_emitter(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
+    use anura_accel_tcg::mutants;
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+    // What is written at all, and so can be written wrongly.
+    let mut oracle = Oracle::new(o.seed, o.sides)?;
+    for width in [Width::Bits64, Width::Bits32] {
+        oracle.set_width(width)?;
+        let mut report = Report::default();
+        oracle.run(1_000_000, None, &mut report, |_| false)?;
+        if report.differences != 0 {
+            return Err("there are differences without any mistake".into());
+        }
+    }
+    drop(oracle);
+    let all: Vec<_> = mutants::emitter()
+        .into_iter()
+        .filter(|(_, name)| o.only.as_ref().is_none_or(|only| name.contains(only.as_str())))
+        .collect();
+    let limit = Duration::from_secs(60);
+    let found = |command: &mut Command| -> std::io::Result<Option<String>> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > limit {
+                child.kill()?;
+                child.wait()?;
+                return Ok(Some("it hangs".into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut said = String::new();
+        if let Some(mut out) = child.stdout.take() {
+            std::io::Read::read_to_string(&mut out, &mut said)?;
+        }
+        Ok(match status.code() {
+            Some(0) => None,
+            Some(_) => Some(said.lines().next().unwrap_or("").to_owned()),
+            None => Some(format!("it dies ({status})")),
+        })
+    };
+    let me = std::env::current_exe()?;
+    let (mut single, mut survivors) = (0, vec![]);
+    for (mutant, name) in &all {
+        let (number, seconds) = (mutant.0.to_string(), o.seconds.unwrap_or(4).to_string());
+        let mut alone = Command::new(&me);
+        alone.args(["--jit", "--seconds", &seconds, "--mutant", &number]);
+        if let Some(by) = found(&mut alone)? {
+            println!("killed by {by}: {name}");
+            single += 1;
+            continue;
+        }
+        let mut programs = Command::new("cargo");
+        programs.args([
+            "test",
+            "--release",
+            "--quiet",
+            "--package",
+            "anura-accel-tcg",
+            "--features",
+            "mutants",
+        ]);
+        programs.args(["--test", "jit_sequences", "--test", "jit_system"]).env("ANURA_MUTANT", &number);
+        match found(&mut programs)? {
+            Some(_) => println!("killed by programs: {name}"),
+            None => survivors.push(name),
+        }
+    }
+    survivors.iter().for_each(|name| println!("survived: {name}"));
+    let killed = all.len() - survivors.len();
+    println!("{killed} of {} mutants of the emitter killed, {single} by single instructions", all.len());
+    Ok(killed * 100 >= all.len() * 95)
 }

@@ -10,6 +10,7 @@ use super::{Emit, To, at};
 use crate::interp::flags::{kind, over};
 use crate::ir::op::flag;
 use crate::ir::{Cond, Ref, Ty};
+use crate::mutants;
 
 /// Where an operand of the flags is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +90,9 @@ impl Emit<'_> {
     /// Brings the flags into the environment. The host's flags stay.
     pub(super) fn materialize(&mut self) {
         let Fl::Known { kind, ty, a, b, stored: false } = self.fl else { return };
+        if mutants::on(mutants::J_MATERIALIZE) {
+            return;
+        }
         for (loc, to) in [(a, at::CC_A), (b, at::CC_B)] {
             self.store_loc(loc, to);
         }
@@ -100,6 +104,9 @@ impl Emit<'_> {
     /// The host's flags stay.
     pub(super) fn shelter(&mut self, n: u8) {
         let Fl::Known { kind, ty, a, b, stored: false } = self.fl else { return };
+        if mutants::on(mutants::J_SHELTER) {
+            return;
+        }
         let mut sheltered = [a, b];
         for (loc, to) in sheltered.iter_mut().zip([at::CC_A, at::CC_B]) {
             if *loc == Loc::Gpr(n) {
@@ -141,7 +148,7 @@ impl Emit<'_> {
     /// The flags are those of a kind now; the host has those in `host`.
     pub(super) fn know(&mut self, kind: u32, ty: Ty, a: Loc, b: Loc, host: u32) {
         self.fl = Fl::Known { kind, ty, a, b, stored: false };
-        self.host = host;
+        self.host = mutants::pick(mutants::J_HOST, host, flag::ALL);
     }
 
     /// Saves all of the host's flags, which are the guest's.
@@ -333,6 +340,9 @@ impl Emit<'_> {
 
     /// Puts CF into the low byte of `cc_b`, where INC and DEC want it. The record may be spoiled by this.
     pub(super) fn carry_to_b(&mut self) {
+        if mutants::on(mutants::J_CARRY) {
+            return;
+        }
         if let Fl::Known { kind: kind::INC..=kind::SAR, b: Loc::Env, .. } = self.fl {
             return;
         }

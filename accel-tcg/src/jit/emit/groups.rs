@@ -12,6 +12,7 @@ use super::super::asm::Reg;
 use super::Emit;
 use super::near::Kind;
 use crate::ir::{Block, Opcode, Ref, Ty};
+use crate::mutants;
 
 /// Bytes that a group covers at most, and with two members only.
 const WIDEST: i64 = 248;
@@ -106,6 +107,7 @@ impl Groups {
         if !std::mem::replace(&mut self.open[m.group], true) {
             // Members before this one may have gone by; the range stays what it was.
             let (before, len) = (m.disp - g.lo, (g.hi - g.lo) as u32);
+            let len = mutants::pick(mutants::J_GROUP_SPAN, len, m.len);
             return Some(Role::First(First { before, len, write: g.key.write, keep: reg }));
         }
         if aligned {

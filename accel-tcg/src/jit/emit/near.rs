@@ -14,6 +14,7 @@ use super::access::{SHIFT, STACK, WRITE};
 use super::{CHECKED, Emit, Hold, Parts, To, at};
 use crate::ir::{Attr, Block, Cond, Op, Opcode, Ref, Ty};
 use crate::mmu::tlb::Entry;
+use crate::mutants;
 use std::mem::offset_of;
 
 /// Operations that are looked at for a store to the place that is read.
@@ -75,7 +76,8 @@ pub(super) fn look(buf: &mut Buf, bmi: bool, len: u32, write: bool, refused: boo
 
 fn compare(buf: &mut Buf, len: u32, write: bool, refused: bool) -> usize {
     buf.alu_r_rm(alu::XOR, Ty::I64, reg::R9, tag(write));
-    buf.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);
+    let last = mutants::pick(mutants::J_LOOK_PAGE, 0x1000 - len as i32, 0xfff);
+    buf.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), last);
     let j = if refused { buf.jmp() } else { buf.jcc(Cond::A) };
     buf.mov_r_rm(Ty::I64, reg::R10, entry(offset_of!(Entry, host)));
     j
@@ -95,7 +97,7 @@ impl Emit<'_> {
         let delta = p.disp.wrapping_sub(n.parts.disp);
         let good = same
             && self.hold == [Hold::Free; 2]
-            && self.out.hot.touched & n.needs == 0
+            && (self.out.hot.touched & n.needs == 0 || mutants::on(mutants::J_NEAR_TOUCHED))
             && delta.unsigned_abs() < 0x1000
             && (n.write || !kind.write);
         good.then_some((n, delta as i32))
@@ -126,7 +128,8 @@ impl Emit<'_> {
         if delta != 0 {
             hot.lea(Ty::I64, reg::R9, Mem::base(reg::R9, delta));
         }
-        hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), 0x1000 - len as i32);
+        let last = mutants::pick(mutants::J_NEAR_PAGE, 0x1000 - len as i32, 0x1fff);
+        hot.alu_rm_i(alu::CMP, Ty::I64, Rm::Reg(reg::R9), last);
         let j = if refused { hot.jmp() } else { hot.jcc(Cond::A) };
         self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
         if let Some(bail) = misaligned {

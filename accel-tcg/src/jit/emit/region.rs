@@ -16,6 +16,7 @@ use super::{Block, Emit, Fl, Lent, Options, Output, To, at, canonical, code};
 use crate::interp::flags::kind;
 use crate::interp::thunk;
 use crate::ir::{Cond, Opcode, Ty};
+use crate::mutants;
 
 /// States that a part is written for, beside the one that knows nothing.
 const STATES: usize = 2;
@@ -246,7 +247,9 @@ impl<'a> Emit<'a> {
     /// Everybody goes back in place. The host's flags stay.
     pub(super) fn give_back(&mut self) {
         self.each_lent(|hot, host, guest, lent| {
-            if let Some(guest) = guest {
+            if let Some(guest) = guest
+                && !mutants::on(mutants::J_LENT_EXITS)
+            {
                 hot.mov_rm_r(Ty::I64, guest, host);
             }
             hot.mov_r_rm(Ty::I64, host, lent);
