@@ -19,6 +19,9 @@ const TURN: u64 = 50_000;
 /// Instructions of one turn of a vCPU that is alone.
 const LONG_TURN: u64 = 10_000_000;
 
+/// A timer that is due in less is waited for by the vCPU that has halted, not by the main loop.
+const NEAR: Duration = Duration::from_millis(2);
+
 /// What made the vCPUs stand until the machine has dealt with it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CpuEvent {
@@ -297,6 +300,7 @@ enum Outcome {
 impl Shared {
     /// Thread `n`: alternates between standing and running vCPUs, until they must stand or the machine must act.
     fn run(&self, n: usize) {
+        exact_timeouts();
         let mut named = String::new();
         loop {
             let in_turn = {
@@ -361,8 +365,7 @@ impl Shared {
                 break Some(CpuEvent::Request);
             }
             if halted && self.signals[n].poll.load(Ordering::SeqCst) == 0 {
-                // A raised bit, or whoever wants us to stand, wakes this thread.
-                std::thread::park();
+                self.wait();
                 continue;
             }
             let exit = vcpu.run(Budget::Unlimited);
@@ -378,11 +381,17 @@ impl Shared {
         event
     }
 
+    /// In real time: waits for a raised bit, or whoever wants this thread to stand, and for a timer if one is near.
+    fn wait(&self) {
+        if !self.clock.wait_if_near(NEAR, std::thread::park_timeout) {
+            std::thread::park();
+        }
+    }
+
     /// Waits for a vCPU's signal, or skips to the next timer.
     fn idle(&self) {
         if !self.clock.is_counted() {
-            std::thread::park();
-            return;
+            return self.wait();
         }
         match self.clock.next_deadline() {
             None => std::thread::park(),
@@ -441,6 +450,12 @@ impl Shared {
         }
         if self.requests.pending() { Outcome::Event(CpuEvent::Request) } else { Outcome::Ran }
     }
+}
+
+/// Lets the host end this thread's waits when they are due, not up to 50 us later for the sake of its sleep.
+pub(crate) fn exact_timeouts() {
+    // Where this is refused, timers are late as they are for others.
+    let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
 }
 
 /// What the machine must know of an exit.

@@ -598,6 +598,7 @@ impl Machine {
 
     /// Runs until something ends the emulator; the exit code.
     pub fn run(&self) -> i32 {
+        crate::cpus::exact_timeouts();
         loop {
             if let Some(code) = self.turn(None) {
                 self.stop_in(RunState::Shutdown);
@@ -627,8 +628,7 @@ impl Machine {
         if let Some(code) = *inner.loop_.exit.lock() {
             return Some(code);
         }
-        let deadline =
-            inner.pc.clock.next_deadline().filter(|_| real && self.run_state() == RunState::Running);
+        let deadline = inner.pc.clock.look_at().filter(|_| real && self.run_state() == RunState::Running);
         let until = deadline.map(|at| Duration::from_nanos(at.saturating_sub(inner.pc.clock.now())));
         let retry = inner.chardevs.iter().filter_map(Chardev::timeout).min();
         let timeout = [until, retry, limit].into_iter().flatten().min();

@@ -48,6 +48,8 @@ struct Inner {
     instructions: AtomicU64,
     /// Deadline of the first timer, `u64::MAX` for none: read without the lock.
     earliest: AtomicU64,
+    /// Real: the deadline that an idle processor's thread waits for, 0 for none.
+    kept: AtomicU64,
     queue: Mutex<Queue>,
     earlier: Mutex<Option<Hook>>,
 }
@@ -118,6 +120,11 @@ const JUMP: i64 = 200_000_000;
 /// What a look at both clocks takes at most, if nothing comes between.
 const LOOK: u64 = 10_000_000;
 
+/// Nanoseconds that are not worth sleeping.
+const CLOSE: u64 = 2_000;
+/// Nanoseconds that are left to whoever has promised to fire a timer.
+const GRACE: u64 = 1_000_000;
+
 impl Clock {
     fn with_driver(driver: Driver) -> Self {
         Self {
@@ -133,6 +140,7 @@ impl Clock {
                 frozen: AtomicU64::new(0),
                 instructions: AtomicU64::new(0),
                 earliest: AtomicU64::new(u64::MAX),
+                kept: AtomicU64::new(0),
                 queue: Mutex::default(),
                 earlier: Mutex::new(None),
             }),
@@ -374,6 +382,48 @@ impl Clock {
         *self.inner.earlier.lock() = Some(Arc::new(hook));
     }
 
+    /// Real: if the first deadline is near, waits for it by `wait`, which may return early, in place of whoever waits for
+    /// deadlines otherwise, and fires what is due then. False if it is not near. No cell may be held.
+    ///
+    /// A processor that has halted will mostly be woken by its own timer, and this way only one thread has to be.
+    pub fn wait_if_near(&self, near: Duration, wait: impl FnOnce(Duration)) -> bool {
+        let inner = &*self.inner;
+        let Some(at) = self.next_deadline().filter(|_| inner.driver == Driver::Real && !self.is_paused())
+        else {
+            return false;
+        };
+        let ahead = Duration::from_nanos(at.saturating_sub(self.now()));
+        if ahead > near {
+            return false;
+        }
+        if !ahead.is_zero() {
+            inner.kept.store(at, Ordering::SeqCst);
+            wait(ahead);
+            let kept = inner.kept.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+            // The host's timer and the counter may differ by a little.
+            let mut left = at.saturating_sub(self.now());
+            while left > 0 && left < CLOSE {
+                std::hint::spin_loop();
+                left = at.saturating_sub(self.now());
+            }
+            if left > 0 {
+                if kept && self.next_deadline() == Some(at) {
+                    // Something else came first, and this thread has better things to do now.
+                    self.wake_earlier();
+                }
+                return true;
+            }
+        }
+        self.fire_due();
+        true
+    }
+
+    /// When whoever waits for deadlines has to look, a little late if a thread waits in its place.
+    pub fn look_at(&self) -> Option<u64> {
+        let at = self.next_deadline()?;
+        Some(if self.inner.kept.load(Ordering::SeqCst) == at { at.saturating_add(GRACE) } else { at })
+    }
+
     fn wake_earlier(&self) {
         let hook = self.inner.earlier.lock().clone();
         if let Some(hook) = hook {
@@ -518,146 +568,5 @@ impl Field for TimerState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::DeviceCell;
-
-    struct Log {
-        fired: Vec<(u8, u64)>,
-        a: Timer,
-        b: Timer,
-    }
-
-    fn two_timers(clock: &Clock) -> DeviceCell<Log> {
-        DeviceCell::new_cyclic(|me| Log {
-            fired: Vec::new(),
-            a: clock.timer(me, |log: &mut Log, now| log.fired.push((b'a', now))),
-            b: clock.timer(me, |log: &mut Log, now| log.fired.push((b'b', now))),
-        })
-    }
-
-    #[test]
-    fn timers_fire_in_order_of_deadline_then_of_arming() {
-        let clock = Clock::stepped();
-        let log = two_timers(&clock);
-        {
-            let log = log.lock();
-            log.b.arm(10);
-            log.a.arm(10);
-        }
-        clock.advance(20);
-        assert_eq!(log.lock().fired, [(b'b', 10), (b'a', 10)]);
-        assert_eq!(clock.now(), 20);
-    }
-
-    #[test]
-    fn a_cancelled_or_moved_timer_does_not_fire_at_its_old_time() {
-        let clock = Clock::stepped();
-        let log = two_timers(&clock);
-        log.lock().a.arm(5);
-        log.lock().a.arm(50);
-        log.lock().b.arm(6);
-        log.lock().b.cancel();
-        clock.advance(10);
-        assert!(log.lock().fired.is_empty());
-        assert_eq!(clock.next_deadline(), Some(50));
-    }
-
-    #[test]
-    fn a_restored_timer_keeps_its_place_among_equal_deadlines() {
-        let clock = Clock::stepped();
-        let log = two_timers(&clock);
-        log.lock().b.arm(10);
-        log.lock().a.arm(10);
-        let (a, b) = {
-            let log = log.lock();
-            (log.a.state(), log.b.state())
-        };
-        let saved = clock.save();
-
-        let other = Clock::stepped();
-        let copy = two_timers(&other);
-        other.load(&saved).unwrap();
-        copy.lock().a.restore(a);
-        copy.lock().b.restore(b);
-        other.advance(10);
-        assert_eq!(copy.lock().fired, [(b'b', 10), (b'a', 10)]);
-    }
-
-    #[test]
-    fn counted_time_is_instructions_plus_skipped_idle_time() {
-        let clock = Clock::counted(3);
-        clock.set_instructions(100);
-        assert_eq!(clock.now(), 800);
-        assert_eq!(clock.instructions_until(801), 1);
-        clock.warp_to(1000);
-        assert_eq!(clock.now(), 1000);
-        clock.set_instructions(101);
-        assert_eq!(clock.now(), 1008);
-        let copy = Clock::counted(3);
-        copy.load(&clock.save()).unwrap();
-        assert_eq!((copy.now(), copy.instructions()), (1008, 101));
-    }
-
-    #[test]
-    fn paused_real_time_stands_still() {
-        let clock = Clock::real();
-        assert_eq!(clock.now(), 0);
-        clock.resume();
-        while clock.now() == 0 {}
-        clock.pause();
-        let at = clock.now();
-        std::thread::sleep(std::time::Duration::from_millis(2));
-        assert_eq!(clock.now(), at);
-    }
-
-    #[test]
-    fn arming_an_earlier_deadline_calls_the_hook() {
-        use std::sync::atomic::AtomicUsize;
-        let clock = Clock::stepped();
-        let calls = Arc::new(AtomicUsize::new(0));
-        let seen = calls.clone();
-        clock.on_earlier(move || {
-            seen.fetch_add(1, Ordering::Relaxed);
-        });
-        let log = two_timers(&clock);
-        log.lock().a.arm(100);
-        log.lock().b.arm(200);
-        log.lock().b.arm(50);
-        assert_eq!(calls.load(Ordering::Relaxed), 2);
-    }
-
-    #[test]
-    fn a_timer_dies_with_its_device() {
-        let clock = Clock::stepped();
-        let log = two_timers(&clock);
-        log.lock().a.arm(5);
-        drop(log);
-        assert_eq!(clock.next_deadline(), None);
-        clock.advance(10);
-    }
-
-    #[test]
-    fn time_does_not_go_back_when_a_counter_takes_over() {
-        fn thirds() -> u64 {
-            static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-            START.get_or_init(Instant::now).elapsed().as_nanos() as u64 * 3
-        }
-        let clock = Clock::real();
-        clock.resume();
-        let mut last = clock.now();
-        for _ in 0..1000 {
-            let learnt = clock.learn_counter(thirds).is_some();
-            let now = clock.now();
-            assert!(now >= last);
-            last = now;
-            if learnt {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        clock.pause();
-        assert!(clock.now() >= last);
-        assert!(Clock::stepped().learn_counter(thirds).is_none());
-    }
-}
+#[path = "clock_tests.rs"]
+mod tests;
