@@ -6,9 +6,10 @@
 //! hot code, cold code, and the slots that jumps read their targets from. Slots are data: linking a block stores eight
 //! bytes there and never touches code.
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::ptr;
 
 /// Bytes of a chunk: an eighth of the arena, but not less than the first nor more than the second.
@@ -17,6 +18,8 @@ const CHUNK: [usize; 2] = [64 << 10, 512 << 10];
 pub(super) const SMALLEST: usize = 2 * CHUNK[0];
 /// Bytes of the largest one: every place of it is within reach of every other.
 pub(super) const LARGEST: usize = 1 << 30;
+/// Bytes of the host's large pages.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// A part of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +44,8 @@ pub(super) struct Arena {
     current: usize,
     /// Bytes filled of each chunk: hot, cold, slots.
     used: Vec<[usize; 3]>,
+    /// How far the arena lies in large pages, or would if the host had any.
+    large: usize,
 }
 
 // SAFETY: the mappings belong to the arena alone and are not tied to a thread.
@@ -59,17 +64,13 @@ impl Arena {
         let size = first + count * chunk;
         let fd = rustix::fs::memfd_create("anura-code", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, size as u64)?;
-        let map = |prot| {
-            // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nobody.
-            unsafe { mmap(ptr::null_mut(), size, prot, MapFlags::SHARED, &fd, 0) }
-        };
-        let rw = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let rx = match map(ProtFlags::READ | ProtFlags::EXEC) {
+        let rw = map(&fd, size, ProtFlags::READ | ProtFlags::WRITE)?;
+        let rx = match map(&fd, size, ProtFlags::READ | ProtFlags::EXEC) {
             Ok(rx) => rx,
             Err(e) => {
                 // SAFETY: `rw` was mapped above with this length and nobody knows it.
                 unsafe { munmap(rw, size)? };
-                return Err(e.into());
+                return Err(e);
             }
         };
         // In proportion to what a kernel needs.
@@ -78,7 +79,8 @@ impl Arena {
         // SAFETY: the fixed code lies in the mapping, before the first chunk.
         unsafe { ptr::copy_nonoverlapping(fixed.as_ptr(), rw, fixed.len()) };
         let (rx, fixed) = (rx.cast(), fixed.len());
-        Ok(Arena { rw, rx, size, fixed, first, chunk, start, current: 0, used: vec![[0; 3]; count] })
+        let used = vec![[0; 3]; count];
+        Ok(Arena { rw, rx, size, fixed, first, chunk, start, current: 0, used, large: 0 })
     }
 
     /// The fixed code.
@@ -132,10 +134,25 @@ impl Arena {
         let _ =
             unsafe { madvise(self.rw.add(code.start).cast::<c_void>(), code.len(), Advice::LinuxDontNeed) };
         self.current = self.next_chunk();
+        self.enlarge_pages(self.range(self.current).start);
         if self.used[self.current] != [0; 3] {
             self.used[self.current] = [0; 3];
             serialise();
         }
+    }
+
+    /// Lets the bytes around an offset, where more code will come, lie in a large page: translated code is spread
+    /// over more small ones than the host's TLB has entries for. An arena that stays small keeps to small ones.
+    fn enlarge_pages(&mut self, at: usize) {
+        let piece = at / LARGE_PAGE * LARGE_PAGE;
+        if piece < self.large || piece + LARGE_PAGE > self.size {
+            return;
+        }
+        self.large = piece + LARGE_PAGE;
+        // The same pages under both mappings, so one will do. Hosts older than Linux 6.1 refuse, which is fine.
+        // SAFETY: the range lies in the mapping, whose content stays.
+        let _ =
+            unsafe { libc::madvise(self.rx.add(piece).cast_mut().cast(), LARGE_PAGE, libc::MADV_COLLAPSE) };
     }
 
     /// Where the next bytes of a part will lie, as an offset.
@@ -197,7 +214,7 @@ impl Arena {
 
     /// Forgets all but the fixed code; gives the memory back to the host.
     pub fn clear(&mut self) {
-        self.current = 0;
+        (self.current, self.large) = (0, 0);
         self.used.fill([0; 3]);
         // SAFETY: the range lies in our mapping; its content is not needed any more.
         let _ = unsafe {
@@ -224,6 +241,30 @@ impl Drop for Arena {
             let _ = unsafe { munmap(p, self.size) };
         }
     }
+}
+
+/// Maps a file whose first byte can begin a large page.
+fn map(fd: &OwnedFd, size: usize, prot: ProtFlags) -> std::io::Result<*mut c_void> {
+    let room = size + LARGE_PAGE;
+    // SAFETY: a fresh inaccessible mapping at an address of the kernel's choice disturbs nobody.
+    let all = unsafe { mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE)? };
+    let skip = (all as usize).next_multiple_of(LARGE_PAGE) - all as usize;
+    let at = all.wrapping_byte_add(skip);
+    // SAFETY: the range lies inside of what was just mapped and nobody knows.
+    let mapped = unsafe { mmap(at, size, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0) };
+    let end = size.next_multiple_of(0x1000) + skip;
+    // SAFETY: what is left at both ends, or all of it, has no user.
+    unsafe {
+        match &mapped {
+            Ok(_) if skip == 0 => munmap(all.byte_add(end), room - end)?,
+            Ok(_) => {
+                munmap(all, skip)?;
+                munmap(all.byte_add(end), room - end)?;
+            }
+            Err(_) => munmap(all, room)?,
+        }
+    }
+    Ok(mapped?)
 }
 
 /// Code whose place is written through another mapping may have been fetched already (SDM vol. 3, 12.6); behind a

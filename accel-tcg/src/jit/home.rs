@@ -4,11 +4,16 @@
 //! displacements and calls push below it.
 
 use crate::env::Cpu;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap_anonymous, mprotect, munmap};
+use std::alloc::{Layout, handle_alloc_error};
+use std::ffi::c_void;
 use std::mem::offset_of;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 
-const GUARD: usize = 64 << 10;
+/// A large page of the host, which all that is in use here fits into.
+const LARGE_PAGE: usize = 2 << 20;
+/// So many that what follows begins a large page; the guard itself takes no memory.
+const GUARD: usize = LARGE_PAGE;
 const STACK: usize = 256 << 10;
 
 /// Entries of the indirect-jump cache.
@@ -54,7 +59,7 @@ impl Jump {
     }
 }
 
-#[repr(C, align(4096))]
+#[repr(C, align(0x20_0000))]
 struct Layouted {
     guard: [u8; GUARD],
     stack: [u8; STACK],
@@ -68,9 +73,17 @@ struct Layouted {
 pub(super) const JUMPS_AT: i32 = (offset_of!(Layouted, jumps) - offset_of!(Layouted, cpu)) as i32;
 
 const _: () = assert!(offset_of!(Cpu, env) == 0 && offset_of!(Layouted, cpu) == GUARD + STACK);
+const _: () = assert!(size_of::<Layouted>() == GUARD + LARGE_PAGE && align_of::<Layouted>() == LARGE_PAGE);
+
+/// What is mapped, in which the place is somewhere.
+const MAPPED: usize = size_of::<Layouted>() + LARGE_PAGE;
 
 /// A processor in its place.
-pub(crate) struct Home(NonNull<Layouted>);
+pub(crate) struct Home {
+    at: NonNull<Layouted>,
+    /// The whole mapping.
+    mapped: *mut c_void,
+}
 
 // SAFETY: it owns its memory like a box does; what it holds is `Send`.
 unsafe impl Send for Home {}
@@ -78,15 +91,23 @@ unsafe impl Send for Home {}
 impl Home {
     /// Moves a processor in.
     pub fn new(cpu: Cpu) -> Home {
-        let layout = Layout::new::<Layouted>();
-        // SAFETY: the layout is not empty.
-        let p = unsafe { alloc_zeroed(layout) }.cast::<Layouted>();
-        let Some(p) = NonNull::new(p) else { handle_alloc_error(layout) };
+        // SAFETY: a fresh mapping at an address of the kernel's choice disturbs nobody.
+        let mapped =
+            unsafe { mmap_anonymous(ptr::null_mut(), MAPPED, ProtFlags::empty(), MapFlags::PRIVATE) };
+        let Ok(mapped) = mapped else { handle_alloc_error(Layout::new::<Layouted>()) };
+        let at = mapped.map_addr(|a| a.next_multiple_of(LARGE_PAGE)).cast::<Layouted>();
+        let used = at.wrapping_byte_add(GUARD).cast::<c_void>();
+        // SAFETY: the range lies inside of the mapping, and nobody refers to it yet. The advice is a wish.
+        let opened = unsafe {
+            let _ = madvise(used, LARGE_PAGE, Advice::LinuxHugepage);
+            mprotect(used, LARGE_PAGE, MprotectFlags::READ | MprotectFlags::WRITE)
+        };
+        let (Ok(()), Some(at)) = (opened, NonNull::new(at)) else {
+            handle_alloc_error(Layout::new::<Layouted>())
+        };
         // SAFETY: the memory is ours and large enough; the other fields are plain numbers, for which zeros do.
-        unsafe { (&raw mut (*p.as_ptr()).cpu).write(cpu) };
-        // SAFETY: the guard is whole pages of ours that nobody refers to.
-        let _ = unsafe { rustix::mm::mprotect(p.as_ptr().cast(), GUARD, rustix::mm::MprotectFlags::empty()) };
-        Home(p)
+        unsafe { (&raw mut (*at.as_ptr()).cpu).write(cpu) };
+        Home { at, mapped }
     }
 
     /// Its address, which is also that of its environment.
@@ -94,14 +115,14 @@ impl Home {
     #[cfg(target_arch = "x86_64")]
     pub fn pointer(&mut self) -> *mut Cpu {
         // SAFETY: as in `deref`.
-        unsafe { &raw mut (*self.0.as_ptr()).cpu }
+        unsafe { &raw mut (*self.at.as_ptr()).cpu }
     }
 
     /// The jump cache, and what was driven out of it.
     #[inline(always)]
     fn jumps(&mut self) -> (&mut [Jump; JUMPS], &mut [Jump; JUMPS]) {
         // SAFETY: initialised by `new`; two fields.
-        unsafe { (&mut (*self.0.as_ptr()).jumps, &mut (*self.0.as_ptr()).victims) }
+        unsafe { (&mut (*self.at.as_ptr()).jumps, &mut (*self.at.as_ptr()).victims) }
     }
 
     /// What is known of RIP. The tag may be an old one.
@@ -169,7 +190,7 @@ impl std::ops::Deref for Home {
     #[inline(always)]
     fn deref(&self) -> &Cpu {
         // SAFETY: it was written by `new` and lives as long as we do.
-        unsafe { &(*self.0.as_ptr()).cpu }
+        unsafe { &(*self.at.as_ptr()).cpu }
     }
 }
 
@@ -177,24 +198,16 @@ impl std::ops::DerefMut for Home {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut Cpu {
         // SAFETY: as in `deref`.
-        unsafe { &mut (*self.0.as_ptr()).cpu }
+        unsafe { &mut (*self.at.as_ptr()).cpu }
     }
 }
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // SAFETY: the pages are ours, and the allocator wants them back as they were.
-        let _ = unsafe {
-            rustix::mm::mprotect(
-                self.0.as_ptr().cast(),
-                GUARD,
-                rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::WRITE,
-            )
-        };
-        // SAFETY: `cpu` was written by `new` and is dropped once; the layout is that of the allocation.
+        // SAFETY: `cpu` was written by `new` and is dropped once; nobody refers to the mapping any more.
         unsafe {
-            std::ptr::drop_in_place(&raw mut (*self.0.as_ptr()).cpu);
-            dealloc(self.0.as_ptr().cast(), Layout::new::<Layouted>());
+            ptr::drop_in_place(&raw mut (*self.at.as_ptr()).cpu);
+            let _ = munmap(self.mapped, MAPPED);
         }
     }
 }
