@@ -115,6 +115,81 @@ impl DynasmApi for Buf {
     }
 }
 
+/// Where the bytes of an instruction are written.
+struct Cursor {
+    at: *mut u8,
+    written: usize,
+}
+
+impl Cursor {
+    /// Bytes that there is room for: an instruction's, and a doubleword of which not all may count.
+    const ROOM: usize = 32;
+
+    #[inline(always)]
+    fn byte(&mut self, v: u8) {
+        // SAFETY: `Buf::write` has made room, and its callers write less than that.
+        unsafe { self.at.add(self.written).write(v) };
+        self.written += 1;
+    }
+
+    #[inline(always)]
+    fn dword(&mut self, v: u32) {
+        // SAFETY: as above; bytes in a vector need no alignment.
+        unsafe { self.at.add(self.written).cast::<u32>().write_unaligned(v.to_le()) };
+        self.written += 4;
+    }
+
+    #[inline(always)]
+    fn qword(&mut self, v: u64) {
+        // SAFETY: as above.
+        unsafe { self.at.add(self.written).cast::<u64>().write_unaligned(v.to_le()) };
+        self.written += 8;
+    }
+
+    /// ModRM, SIB and displacement.
+    #[inline(always)]
+    fn operand(&mut self, r: Reg, rm: Rm) {
+        let r = (r & 7) << 3;
+        let m = match rm {
+            Rm::Reg(n) => return self.byte(0xc0 | r | n & 7),
+            Rm::Mem(m) => m,
+        };
+        let base = m.base & 7;
+        let bare = m.disp == 0 && base != 5 || m.base == Mem::NO_BASE;
+        let short = i32::from(m.disp as i8) == m.disp;
+        let mode = if bare {
+            0
+        } else if short {
+            0x40
+        } else {
+            0x80
+        };
+        match m.index {
+            None if base != 4 => self.byte(mode | r | base),
+            None => {
+                self.byte(mode | r | 4);
+                self.byte(0x24);
+            }
+            Some((i, scale)) => {
+                debug_assert_ne!(i, reg::RSP);
+                self.byte(mode | r | 4);
+                self.byte(scale << 6 | (i & 7) << 3 | base);
+            }
+        }
+        match mode {
+            0x40 => self.byte(m.disp as u8),
+            0x80 => self.dword(m.disp as u32),
+            _ if m.base == Mem::NO_BASE => self.dword(m.disp as u32),
+            _ => {}
+        }
+    }
+}
+
+/// Bytes of an immediate of a type that is not a byte.
+fn wide(ty: Ty) -> usize {
+    if ty == Ty::I16 { 2 } else { 4 }
+}
+
 /// Opcode map prefixes.
 const MAP1: u16 = 0x0f00;
 
@@ -123,12 +198,28 @@ impl Buf {
         self.bytes.len()
     }
 
-    fn imm32(&mut self, v: i32) {
-        self.bytes.extend_from_slice(&v.to_le_bytes());
+    /// Writes at most [`Cursor::ROOM`] bytes: room is made once for all of them.
+    #[inline(always)]
+    fn write(&mut self, f: impl FnOnce(&mut Cursor)) {
+        let len = self.bytes.len();
+        if self.bytes.capacity() - len < Cursor::ROOM {
+            self.grow();
+        }
+        // SAFETY: `len` bytes of the vector's memory are in use.
+        let start = unsafe { self.bytes.as_mut_ptr().add(len) };
+        let mut c = Cursor { at: start, written: 0 };
+        f(&mut c);
+        debug_assert!(c.written <= Cursor::ROOM);
+        // SAFETY: the cursor wrote all of these, inside of the room that was made.
+        unsafe { self.bytes.set_len(len + c.written) };
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        self.bytes.reserve(1024);
     }
 
     /// An instruction with a register and an operand; see [`Buf::encode`].
-    #[inline]
     fn modrm(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm, byte_reg: bool, byte_rm: bool) {
         self.touched |= 1 << r;
         self.encode(ty, op, r, rm, byte_reg, byte_rm);
@@ -136,43 +227,56 @@ impl Buf {
 
     /// Prefixes, opcode (bits 15:8 hold 0F for the second map), ModRM. `byte`: 8-bit registers are named. `r` may also be
     /// the instruction's number in its group.
-    #[inline]
     fn encode(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm, byte_reg: bool, byte_rm: bool) {
+        self.encode_i(ty, op, r, rm, [byte_reg, byte_rm], (0, 0));
+    }
+
+    /// The same with the low `imm.1` bytes of `imm.0` behind it.
+    // One copy for all: translations are far apart, so the emitter is rarely in the host's caches.
+    #[inline(never)]
+    fn encode_i(
+        &mut self,
+        ty: Ty,
+        op: u16,
+        r: Reg,
+        rm: Rm,
+        [byte_reg, byte_rm]: [bool; 2],
+        imm: (i32, usize),
+    ) {
         let ty = match ty {
             Ty::I32 if slips(Slip::Width) => Ty::I64,
             Ty::I64 if slips(Slip::Width) => Ty::I32,
             ty => ty,
         };
-        if ty == Ty::I16 {
-            self.push(0x66);
-        }
-        let w = u8::from(ty == Ty::I64) << 3;
-        let (x, b) = match rm {
-            Rm::Reg(n) => (0, n >> 3),
-            Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3 & 1),
-        };
-        let mut rex = w | (r >> 3) << 2 | x << 1 | b;
-        // SPL, BPL, SIL, DIL need the prefix.
-        let low = |n: Reg| (4..8).contains(&n);
-        if rex != 0 || (byte_reg && low(r)) || (byte_rm && matches!(rm, Rm::Reg(n) if low(n))) {
-            rex |= 0x40;
-            self.push(rex);
-        }
-        if op & 0xff00 != 0 {
-            self.push(0x0f);
-        }
-        self.push(op as u8);
-        self.operand(r, rm);
+        self.touch(rm);
+        self.write(|c| {
+            if ty == Ty::I16 {
+                c.byte(0x66);
+            }
+            let w = u8::from(ty == Ty::I64) << 3;
+            let (x, b) = match rm {
+                Rm::Reg(n) => (0, n >> 3),
+                Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3 & 1),
+            };
+            let rex = w | (r >> 3) << 2 | x << 1 | b;
+            // SPL, BPL, SIL, DIL need the prefix.
+            let low = |n: Reg| (4..8).contains(&n);
+            if rex != 0 || (byte_reg && low(r)) || (byte_rm && matches!(rm, Rm::Reg(n) if low(n))) {
+                c.byte(rex | 0x40);
+            }
+            if op & 0xff00 != 0 {
+                c.byte(0x0f);
+            }
+            c.byte(op as u8);
+            c.operand(r, rm);
+            c.dword(imm.0 as u32);
+            c.written -= 4 - imm.1;
+        });
     }
 
-    /// ModRM, SIB and displacement.
+    /// Notes what an operand names.
     #[inline]
-    pub fn operand(&mut self, r: Reg, mut rm: Rm) {
-        if let Rm::Mem(m @ Mem { base: reg::RSP, index: None, .. }) = &mut rm
-            && slips(Slip::Field)
-        {
-            m.disp += 8;
-        }
+    fn touch(&mut self, rm: Rm) {
         match rm {
             Rm::Reg(n) => self.touched |= 1 << n,
             Rm::Mem(Mem { base: reg::RSP, index: None, disp: d @ 0..128 }) => {
@@ -180,38 +284,12 @@ impl Buf {
             }
             Rm::Mem(_) => {}
         }
-        let r = (r & 7) << 3;
-        match rm {
-            Rm::Reg(n) => self.push(0xc0 | r | n & 7),
-            Rm::Mem(m) => {
-                let base = m.base & 7;
-                let mode = if m.disp == 0 && base != 5 || m.base == Mem::NO_BASE {
-                    0
-                } else if i32::from(m.disp as i8) == m.disp {
-                    0x40
-                } else {
-                    0x80
-                };
-                match m.index {
-                    None if base != 4 => self.push(mode | r | base),
-                    None => {
-                        self.push(mode | r | 4);
-                        self.push(0x24);
-                    }
-                    Some((i, scale)) => {
-                        debug_assert_ne!(i, reg::RSP);
-                        self.push(mode | r | 4);
-                        self.push(scale << 6 | (i & 7) << 3 | base);
-                    }
-                }
-                match mode {
-                    0x40 => self.push(m.disp as u8),
-                    0x80 => self.imm32(m.disp),
-                    _ if m.base == Mem::NO_BASE => self.imm32(m.disp),
-                    _ => {}
-                }
-            }
-        }
+    }
+
+    /// ModRM, SIB and displacement.
+    pub fn operand(&mut self, r: Reg, rm: Rm) {
+        self.touch(rm);
+        self.write(|c| c.operand(r, rm));
     }
 
     fn sized(&mut self, ty: Ty, op: u16, r: Reg, rm: Rm) {
@@ -239,38 +317,20 @@ impl Buf {
     }
     /// `op rm, imm`; `imm` must be a sign-extended 32-bit number.
     pub fn alu_rm_i(&mut self, op: u8, ty: Ty, rm: Rm, imm: i32) {
-        let op = slip::operation(op, slip::ALU);
-        let imm = slip::constant(imm, Slip::Immediate);
-        if ty == Ty::I8 {
-            self.encode(ty, 0x80, op, rm, false, true);
-            self.push(imm as u8);
-        } else if i32::from(imm as i8) == imm || (ty == Ty::I16 && i16::from(imm as i8) == imm as i16) {
-            self.encode(ty, 0x83, op, rm, false, false);
-            self.push(imm as u8);
-        } else {
-            self.encode(ty, 0x81, op, rm, false, false);
-            if ty == Ty::I16 {
-                self.bytes.extend_from_slice(&(imm as i16).to_le_bytes());
-            } else {
-                self.imm32(imm);
-            }
+        let short = i32::from(imm as i8) == imm || (ty == Ty::I16 && i16::from(imm as i8) == imm as i16);
+        match ty {
+            Ty::I8 => self.encode_i(ty, 0x80, op, rm, [false, true], (imm, 1)),
+            _ if short => self.encode_i(ty, 0x83, op, rm, [false; 2], (imm, 1)),
+            _ => self.encode_i(ty, 0x81, op, rm, [false; 2], (imm, wide(ty))),
         }
     }
     pub fn test_rm_r(&mut self, ty: Ty, rm: Rm, r: Reg) {
         self.sized(ty, 0x84, r, rm);
     }
     pub fn test_rm_i(&mut self, ty: Ty, rm: Rm, imm: i32) {
-        let imm = slip::constant(imm, Slip::Immediate);
-        if ty == Ty::I8 {
-            self.encode(ty, 0xf6, 0, rm, false, true);
-            self.push(imm as u8);
-        } else {
-            self.encode(ty, 0xf7, 0, rm, false, false);
-            if ty == Ty::I16 {
-                self.bytes.extend_from_slice(&(imm as i16).to_le_bytes());
-            } else {
-                self.imm32(imm);
-            }
+        match ty {
+            Ty::I8 => self.encode_i(ty, 0xf6, 0, rm, [false, true], (imm, 1)),
+            _ => self.encode_i(ty, 0xf7, 0, rm, [false; 2], (imm, wide(ty))),
         }
     }
     /// `mov rm, r`
@@ -297,34 +357,30 @@ impl Buf {
     pub fn mov_imm(&mut self, d: Reg, v: u64) {
         let v = if slips(Slip::Constant) { v ^ 1 } else { v };
         self.touched |= 1 << d;
-        if v >> 32 == 0 {
-            if d >= 8 {
-                self.push(0x41);
+        self.write(|c| {
+            if v >> 32 == 0 {
+                if d >= 8 {
+                    c.byte(0x41);
+                }
+                c.byte(0xb8 | d & 7);
+                c.dword(v as u32);
+            } else if v as i64 == i64::from(v as i32) {
+                c.byte(0x48 | d >> 3);
+                c.byte(0xc7);
+                c.byte(0xc0 | d & 7);
+                c.dword(v as u32);
+            } else {
+                c.byte(0x48 | d >> 3);
+                c.byte(0xb8 | d & 7);
+                c.qword(v);
             }
-            self.push(0xb8 | d & 7);
-            self.imm32(v as i32);
-        } else if v as i64 == i64::from(v as i32) {
-            self.encode(Ty::I64, 0xc7, 0, Rm::Reg(d), false, false);
-            self.imm32(v as i32);
-        } else {
-            self.push(0x48 | d >> 3);
-            self.push(0xb8 | d & 7);
-            self.bytes.extend_from_slice(&v.to_le_bytes());
-        }
+        });
     }
     /// `mov mem, imm`, sign-extended from 32 bits.
     pub fn mov_m_i(&mut self, ty: Ty, m: Mem, v: i32) {
-        let v = slip::constant(v, Slip::Stored);
-        if ty == Ty::I8 {
-            self.encode(ty, 0xc6, 0, Rm::Mem(m), false, false);
-            self.push(v as u8);
-        } else {
-            self.encode(ty, 0xc7, 0, Rm::Mem(m), false, false);
-            if ty == Ty::I16 {
-                self.bytes.extend_from_slice(&(v as i16).to_le_bytes());
-            } else {
-                self.imm32(v);
-            }
+        match ty {
+            Ty::I8 => self.encode_i(ty, 0xc6, 0, Rm::Mem(m), [false; 2], (v, 1)),
+            _ => self.encode_i(ty, 0xc7, 0, Rm::Mem(m), [false; 2], (v, wide(ty))),
         }
     }
     /// Zero-extends `rm` of type `from` into the whole of `d`.
@@ -396,8 +452,7 @@ impl Buf {
         if count == 1 {
             self.encode(ty, 0xd0 | u16::from(!byte), n, rm, false, byte);
         } else {
-            self.encode(ty, 0xc0 | u16::from(!byte), n, rm, false, byte);
-            self.push(count);
+            self.encode_i(ty, 0xc0 | u16::from(!byte), n, rm, [false, byte], (count.into(), 1));
         }
     }
     pub fn shift_cl(&mut self, n: u8, ty: Ty, rm: Rm) {
@@ -409,17 +464,10 @@ impl Buf {
         self.map1(ty, 0xaf, d, rm);
     }
     pub fn imul_i(&mut self, ty: Ty, d: Reg, rm: Rm, v: i32) {
-        let v = slip::constant(v, Slip::Immediate);
-        if i32::from(v as i8) == v {
-            self.modrm(ty, 0x6b, d, rm, false, false);
-            self.push(v as u8);
-        } else {
-            self.modrm(ty, 0x69, d, rm, false, false);
-            if ty == Ty::I16 {
-                self.bytes.extend_from_slice(&(v as i16).to_le_bytes());
-            } else {
-                self.imm32(v);
-            }
+        self.touched |= 1 << d;
+        match i32::from(v as i8) == v {
+            true => self.encode_i(ty, 0x6b, d, rm, [false; 2], (v, 1)),
+            false => self.encode_i(ty, 0x69, d, rm, [false; 2], (v, wide(ty))),
         }
     }
     pub fn xchg(&mut self, ty: Ty, rm: Rm, r: Reg) {
@@ -427,16 +475,15 @@ impl Buf {
     }
     pub fn bswap(&mut self, ty: Ty, r: Reg) {
         self.touched |= 1 << r;
-        self.push(0x40 | u8::from(ty == Ty::I64) << 3 | r >> 3);
-        self.push(0x0f);
-        self.push(0xc8 | r & 7);
+        self.write(|c| {
+            c.byte(0x40 | u8::from(ty == Ty::I64) << 3 | r >> 3);
+            c.byte(0x0f);
+            c.byte(0xc8 | r & 7);
+        });
     }
     /// BT (4), BTS (5), BTR (6), BTC (7) with a constant.
     pub fn bt_i(&mut self, n: u8, ty: Ty, rm: Rm, bit: u8) {
-        let n = slip::operation(n, slip::BIT);
-        let bit = if slips(Slip::Immediate) { bit ^ 1 } else { bit };
-        self.encode(ty, MAP1 | 0xba, n, rm, false, false);
-        self.push(bit);
+        self.encode_i(ty, MAP1 | 0xba, n, rm, [false; 2], (bit.into(), 1));
     }
     /// BT and its kin with a register.
     pub fn bt_r(&mut self, n: u8, ty: Ty, rm: Rm, r: Reg) {
@@ -459,12 +506,15 @@ impl Buf {
             Rm::Reg(n) => (0, n >> 3),
             Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3 & 1),
         };
-        self.push(0xc4);
-        self.push((!(r >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | map);
-        self.push(u8::from(ty == Ty::I64) << 7 | (!v & 15) << 3 | pp);
-        self.push(op);
         self.touched |= 1 << r | 1 << v;
-        self.operand(r, rm);
+        self.touch(rm);
+        self.write(|c| {
+            c.byte(0xc4);
+            c.byte((!(r >> 3) & 1) << 7 | (!x & 1) << 6 | (!b & 1) << 5 | map);
+            c.byte(u8::from(ty == Ty::I64) << 7 | (!v & 15) << 3 | pp);
+            c.byte(op);
+            c.operand(r, rm);
+        });
     }
     /// Rotates right by a constant into another register; flags untouched (BMI2).
     pub fn rorx(&mut self, ty: Ty, d: Reg, s: Reg, n: u8) {
@@ -474,10 +524,11 @@ impl Buf {
     }
     /// `jcc rel32`; returns where the displacement stands.
     pub fn jcc(&mut self, c: Cond) -> usize {
-        let c = slip::condition(c);
-        self.push(0x0f);
-        self.push(0x80 | c as u8);
-        self.imm32(0);
+        self.write(|b| {
+            b.byte(0x0f);
+            b.byte(0x80 | c as u8);
+            b.dword(0);
+        });
         self.len() - 4
     }
     /// `jcc rel8` forward; returns where the displacement stands.
@@ -485,8 +536,10 @@ impl Buf {
         let c = slip::condition(c);
         // What follows need not run.
         self.touched = u32::MAX;
-        self.push(0x70 | c as u8);
-        self.push(0);
+        self.write(|b| {
+            b.byte(0x70 | c as u8);
+            b.byte(0);
+        });
         self.len() - 1
     }
     /// Lets a short jump lead to here.
@@ -496,33 +549,41 @@ impl Buf {
         debug_assert!(d < 128);
         self.bytes[at] = d as u8;
     }
+    fn branch(&mut self, op: u8) {
+        self.write(|c| {
+            c.byte(op);
+            c.dword(0);
+        });
+    }
     /// `jmp rel32`.
     pub fn jmp(&mut self) -> usize {
-        self.push(0xe9);
-        self.imm32(0);
+        self.branch(0xe9);
         self.len() - 4
     }
     /// `call rel32`.
     pub fn call(&mut self) -> usize {
         self.touched = u32::MAX;
-        self.push(0xe8);
-        self.imm32(0);
+        self.branch(0xe8);
         self.len() - 4
     }
     /// `jmp [rip + rel32]`.
     pub fn jmp_slot(&mut self) -> usize {
-        self.push(0xff);
-        self.push(0x25);
-        self.imm32(0);
+        self.write(|c| {
+            c.byte(0xff);
+            c.byte(0x25);
+            c.dword(0);
+        });
         self.len() - 4
     }
     /// `mov r64, [rip + rel32]`.
     pub fn load_slot(&mut self, d: Reg) -> usize {
         self.touched |= 1 << d;
-        self.push(0x48 | (d >> 3) << 2);
-        self.push(0x8b);
-        self.push(5 | (d & 7) << 3);
-        self.imm32(0);
+        self.write(|c| {
+            c.byte(0x48 | (d >> 3) << 2);
+            c.byte(0x8b);
+            c.byte(5 | (d & 7) << 3);
+            c.dword(0);
+        });
         self.len() - 4
     }
     pub fn jmp_rm(&mut self, rm: Rm) {

@@ -305,6 +305,8 @@ pub(super) struct Emit<'a> {
     live: Vec<u32>,
     temps: Vec<Temp>,
     uses: Vec<u16>,
+    /// The running instruction's first temporary that is an address computed nowhere yet, if any is.
+    addresses: Option<u16>,
     hold: [Hold; 2],
     /// Scratch registers that the running operation reads.
     locked: [bool; 2],
@@ -369,6 +371,7 @@ impl<'a> Emit<'a> {
             live,
             temps,
             uses,
+            addresses: None,
             hold: [Hold::Free; 2],
             locked: [false; 2],
             insn: 0,
@@ -410,6 +413,7 @@ impl<'a> Emit<'a> {
         self.temps.clear();
         self.temps.resize(b.temps as usize, Temp::Nothing);
         self.forget_temps();
+        self.addresses = None;
         self.host = 0;
     }
 
@@ -468,6 +472,7 @@ impl<'a> Emit<'a> {
         }
         emitted::begin(None);
         self.forget_temps();
+        self.addresses = None;
     }
 
     // ---- branches and sites ----
@@ -845,8 +850,9 @@ impl<'a> Emit<'a> {
             self.shelter(n);
         }
         self.fl.forget(n);
+        let Some(first) = self.addresses else { return };
         let target = Ref::gpr(n);
-        for t in 0..self.temps.len() {
+        for t in usize::from(first)..self.temps.len() {
             if let Temp::Address(p) = self.temps[t]
                 && self.uses[t] > 0
                 && [p.a, p.b, p.c].contains(&target)

@@ -42,6 +42,7 @@ impl Emit<'_> {
             && [o.a, o.b, o.c].iter().all(|r| r.as_temp().is_none())
         {
             self.temps[t as usize] = Temp::Address(p);
+            self.addresses = Some(self.addresses.map_or(t, |first| first.min(t)));
             return;
         }
         if o.dst.as_temp().is_some() {
