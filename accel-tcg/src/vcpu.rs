@@ -30,7 +30,7 @@ use anura_accel::{
 use anura_vmcore::{CpuSignal, ResetKind};
 use anura_x86::regs::rflags;
 use anura_x86::{CpuState, Shadow};
-use build::Refused;
+use build::{Refused, Workshop};
 use parking_lot::Mutex;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -70,6 +70,7 @@ pub struct SoftVcpu {
     /// Translations that other processors may not know of.
     unsure: Unsure,
     features: Features,
+    workshop: Workshop,
     /// Somebody wants `run` to return.
     kicked: bool,
 }
@@ -93,6 +94,7 @@ impl SoftVcpu {
             owner: CodePages::owner(0),
             unsure: Unsure::default(),
             features,
+            workshop: Workshop::default(),
             kicked: false,
         }
     }

@@ -157,9 +157,14 @@ impl RamTracker {
     /// Marks bytes as code. Read the bytes to translate only after this, so that no store is missed.
     pub fn mark_code(&self, offset: u64, len: u64) {
         self.each_page(offset, len, |page, within, n| {
-            self.0.granules[page].fetch_or(granule_mask(within, n), Ordering::SeqCst);
+            let (mask, marks, class) = (granule_mask(within, n), &self.0.granules[page], &self.0.class[page]);
+            // Most have been marked before.
+            if marks.load(Ordering::SeqCst) & mask != mask {
+                marks.fetch_or(mask, Ordering::SeqCst);
+            }
             // Also where a client of the log has told it already: who marks may go by its having been told.
-            if self.0.class[page].fetch_or(CODE, Ordering::SeqCst) & CODE == 0 {
+            if class.load(Ordering::SeqCst) & CODE == 0 && class.fetch_or(CODE, Ordering::SeqCst) & CODE == 0
+            {
                 self.tell_watched((page as u64) << PAGE_SHIFT, PAGE_SIZE);
             }
         });

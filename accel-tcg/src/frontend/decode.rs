@@ -15,8 +15,8 @@ pub enum DecodeError {
     Invalid,
 }
 
-/// Decodes one instruction at the start of `bytes` (of which at most 15 are looked at).
-pub fn decode(bytes: &[u8], rip: u64, mode: u32, features: &Features) -> Result<Instruction, DecodeError> {
+/// A decoder of what begins with these bytes.
+pub fn decoder<'a>(bytes: &'a [u8], rip: u64, mode: u32, features: &Features) -> Decoder<'a> {
     let bits = match (mode & key::L64 != 0, mode & key::CODE32 != 0) {
         (true, _) => 64,
         (_, true) => 32,
@@ -28,8 +28,13 @@ pub fn decode(bytes: &[u8], rip: u64, mode: u32, features: &Features) -> Result<
     option(!features.tzcnt, DecoderOptions::NO_MPFX_0FBC);
     option(!features.lzcnt, DecoderOptions::NO_MPFX_0FBD);
     option(!features.lahf64, DecoderOptions::NO_LAHF_SAHF_64);
+    Decoder::with_ip(bits, bytes, rip, options)
+}
+
+/// Decodes one instruction at the start of `bytes` (of which at most 15 are looked at).
+pub fn decode(bytes: &[u8], rip: u64, mode: u32, features: &Features) -> Result<Instruction, DecodeError> {
     let window = &bytes[..bytes.len().min(15)];
-    let mut d = Decoder::with_ip(bits, window, rip, options);
+    let mut d = decoder(window, rip, mode, features);
     let i = d.decode();
     if !i.is_invalid() {
         return Ok(i);

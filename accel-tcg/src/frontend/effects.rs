@@ -1,12 +1,13 @@
 //! What an encoding needs: CPUID features and processor modes.
 
 use anura_x86::{CpuModel, Feature};
-use iced_x86::{CpuidFeature, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
 
 /// Features the guest may execute, by the decoder's numbering, and its vendor's habits.
 #[derive(Clone, Debug)]
 pub struct Features {
-    allowed: [u64; 3],
+    /// One bit for each encoding.
+    allowed: Box<[u64]>,
     /// Near branches with 66h in 64-bit mode and the like follow AMD.
     pub amd: bool,
     /// F3 0F BC is TZCNT.
@@ -104,12 +105,8 @@ const MAP: &[(CpuidFeature, Feature)] = {
 impl Features {
     /// What a model shows.
     pub fn of(model: &CpuModel) -> Self {
-        let mut allowed = [0; 3];
-        let mut add = |f: CpuidFeature| allowed[f as usize / 64] |= 1u64 << (f as usize % 64);
-        BASE.iter().for_each(|&f| add(f));
-        MAP.iter().filter(|(_, f)| model.has(*f)).for_each(|(c, _)| add(*c));
         Features {
-            allowed,
+            allowed: allowed(|f| model.has(f)),
             amd: !model.is_intel(),
             tzcnt: model.has(Feature::Bmi1),
             lzcnt: model.has(Feature::Abm),
@@ -125,21 +122,30 @@ impl Features {
 
     /// The same, for tests.
     pub fn all() -> Self {
-        let mut allowed = [0; 3];
-        let mut add = |f: CpuidFeature| allowed[f as usize / 64] |= 1u64 << (f as usize % 64);
-        BASE.iter().for_each(|&f| add(f));
-        MAP.iter().for_each(|(c, _)| add(*c));
-        Features { allowed, amd: false, tzcnt: true, lzcnt: true, lahf64: true }
-    }
-
-    fn has(&self, f: CpuidFeature) -> bool {
-        self.allowed[f as usize / 64] >> (f as usize % 64) & 1 != 0
+        Features { allowed: allowed(|_| true), amd: false, tzcnt: true, lzcnt: true, lahf64: true }
     }
 
     /// Whether the guest may execute the instruction at all.
     pub fn allow(&self, i: &Instruction) -> bool {
-        i.cpuid_features().iter().all(|&f| self.has(f))
+        let n = i.code() as usize;
+        self.allowed.get(n / 64).is_some_and(|word| word >> (n % 64) & 1 != 0)
     }
+}
+
+/// The encodings that need no other features than those that are there, one bit each.
+fn allowed(has: impl Fn(Feature) -> bool) -> Box<[u64]> {
+    let mut there = [0u64; 3];
+    let mut add = |f: CpuidFeature| there[f as usize / 64] |= 1u64 << (f as usize % 64);
+    BASE.iter().for_each(|&f| add(f));
+    MAP.iter().filter(|(_, f)| has(*f)).for_each(|(c, _)| add(*c));
+    let mut codes = Vec::new();
+    for code in Code::values() {
+        let all = code.cpuid_features().iter().all(|&f| there[f as usize / 64] >> (f as usize % 64) & 1 != 0);
+        let n = code as usize;
+        codes.resize(codes.len().max(n / 64 + 1), 0);
+        codes[n / 64] |= u64::from(all) << (n % 64);
+    }
+    codes.into()
 }
 
 /// Which unit an opaque instruction belongs to, by what makes it fault.

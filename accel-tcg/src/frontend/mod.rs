@@ -69,11 +69,10 @@ pub(crate) const RSP: Ref = Ref::gpr(4);
 pub(crate) const RBP: Ref = Ref::gpr(5);
 
 impl<'a> Builder<'a> {
-    /// An empty block.
-    pub fn new(pa: u64, va: u64, key: u32, features: &'a Features) -> Self {
-        // Most blocks get by with this much.
-        let (ops, insns, pool) = (Vec::with_capacity(48), Vec::with_capacity(16), Vec::with_capacity(8));
-        let block = Block { pa, va, key, ops, insns, pool, ..Block::default() };
+    /// An empty block at a place, in the memory of another.
+    pub fn new(mut block: Block, (pa, va, key): (u64, u64, u32), features: &'a Features) -> Self {
+        block.clear();
+        (block.pa, block.va, block.key) = (pa, va, key);
         Builder {
             block,
             features,
@@ -87,10 +86,15 @@ impl<'a> Builder<'a> {
 
     /// Starts the next instruction.
     pub fn begin(&mut self, i: Instruction, bytes: [u8; 15]) {
+        self.i = i;
+        self.begin_decoded(bytes);
+    }
+
+    /// Starts the next instruction, which has been decoded in place.
+    pub fn begin_decoded(&mut self, bytes: [u8; 15]) {
         self.insn = self.block.insns.len() as u8;
         let off = self.block.len() as u16;
-        self.block.insns.push(crate::ir::Insn { off, len: i.len() as u8 });
-        self.i = i;
+        self.block.insns.push(crate::ir::Insn { off, len: self.i.len() as u8 });
         self.bytes = bytes;
     }
 

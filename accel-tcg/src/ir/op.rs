@@ -675,6 +675,17 @@ pub struct Block {
 }
 
 impl Block {
+    /// Makes it empty, with what memory it has.
+    pub fn clear(&mut self) {
+        let Block { pa, va, key, ops, pool, calls, opaques, insns, temps } = self;
+        (*pa, *va, *key, *temps) = (0, 0, 0, 0);
+        ops.clear();
+        pool.clear();
+        calls.clear();
+        opaques.clear();
+        insns.clear();
+    }
+
     /// A reference to a constant.
     pub fn constant(&mut self, v: u64) -> Ref {
         let at = match self.pool.iter().position(|&k| k == v) {

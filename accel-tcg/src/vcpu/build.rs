@@ -4,13 +4,17 @@
 use super::SoftVcpu;
 use crate::cache::Cache;
 use crate::env::{Cpu, Exec, Fault};
-use crate::frontend::blocks;
+use crate::frontend::blocks::{self, Source};
 use crate::ir::Block;
 use crate::mmu::{ExecPage, View};
 use crate::mode::key;
 use crate::opt;
 use crate::show;
+use smallvec::SmallVec;
 use std::ptr;
+
+/// Host addresses of pages.
+pub(super) type Sources = SmallVec<[usize; 2]>;
 
 /// A block's IR and what it was made from.
 pub(super) struct Made {
@@ -18,7 +22,54 @@ pub(super) struct Made {
     /// Host address of the second page, for a block that crosses.
     pub second: Option<u64>,
     /// Host addresses of the pages that it was made from.
-    pub sources: Vec<usize>,
+    pub sources: Sources,
+}
+
+/// Bytes that are read at a time; few blocks are longer.
+const AHEAD: usize = 64;
+
+/// What making blocks uses again and again.
+pub(super) struct Workshop {
+    /// Memory for the next block's IR.
+    pub spare: Block,
+    /// The bytes of the block; none is longer than its instructions can be.
+    bytes: Box<[u8; 64 * 15]>,
+    /// Pages with our mark among their owners, each at the place that its number gives it.
+    owned: [usize; 64],
+}
+
+impl Default for Workshop {
+    fn default() -> Self {
+        Workshop { spare: Block::default(), bytes: Box::new([0; 64 * 15]), owned: [0; 64] }
+    }
+}
+
+impl Workshop {
+    fn owned(&mut self, page: usize) -> &mut usize {
+        &mut self.owned[page >> 12 & 63]
+    }
+}
+
+/// The bytes of a block in its first page, read when they are asked for.
+struct Fetched<'a> {
+    from: *const u8,
+    /// How many there are.
+    limit: usize,
+    /// How many have been read.
+    read: usize,
+    bytes: &'a mut [u8; 64 * 15],
+}
+
+impl Source for Fetched<'_> {
+    fn ahead(&mut self, at: usize) -> &[u8] {
+        while self.read < self.limit && self.read < at + 15 {
+            let to = (self.read + AHEAD).min(self.limit);
+            // SAFETY: whoever made this knows that so many bytes are readable.
+            unsafe { read_shared(self.from.add(self.read), &mut self.bytes[self.read..to]) };
+            self.read = to;
+        }
+        &self.bytes[at.min(self.read)..self.read]
+    }
 }
 
 /// Why there is no code at RIP.
@@ -68,6 +119,10 @@ impl SoftVcpu {
 
     /// After translations of a page were dropped: its marks are made those of the translations left.
     pub(super) fn settle(&mut self, cache: &Cache, page: usize) {
+        let owned = self.workshop.owned(page);
+        if *owned == page {
+            *owned = 0;
+        }
         let jit = self.jit.as_deref();
         let still = cache.has_page(page) || jit.is_some_and(|j| j.has_page(page));
         let cpu = &self.cpu;
@@ -137,22 +192,27 @@ impl SoftVcpu {
         let phys = page.phys | within as u64;
         let (ram, offset) = cpu.ram_at(phys).ok_or(Refused::Device)?;
         // Marked before the bytes are read, so that other processors hear of it early; exact marks follow.
-        cpu.vm.pages.own(page.host as usize, self.owner, || ram.tracker().mark_code(offset, 1));
-        // No block is longer than its instructions can be.
-        let mut bytes = [0; 64 * 15];
+        let owned = self.workshop.owned(page.host as usize);
+        if *owned != page.host as usize {
+            cpu.vm.pages.own(page.host as usize, self.owner, || ram.tracker().mark_code(offset, 1));
+            // Interpreters that take turns are one owner.
+            *owned = if self.jit.is_some() { page.host as usize } else { 0 };
+        }
         let inside = cpu.code_left();
         let here = (0x1000 - within).min(max.min(64) * 15);
-        // What lies behind the segment's end is not fetched.
-        let first = &mut bytes[..here.min(inside)];
         // SAFETY: the page is RAM as a whole and we stay inside of it.
-        unsafe { read_shared(page.host.add(within), first) };
+        let from = unsafe { page.host.add(within) };
+        // What lies behind the segment's end is not fetched.
+        let limit = here.min(inside);
+        let mut first = Fetched { from, limit, read: 0, bytes: &mut self.workshop.bytes };
         let mode = cpu.env.mode_key;
         let mut second_page = None;
         let mut beyond = [0; 15];
         let next = (linear & !0xfff).wrapping_add(0x1000);
         let next = if cpu.env.is_64bit() { next } else { next & 0xffff_ffff };
-        let built = blocks::build(
-            first,
+        let built = blocks::build_in(
+            std::mem::take(&mut self.workshop.spare),
+            &mut first,
             || -> Exec<[u8; 15]> {
                 if inside <= here {
                     return Err(Fault::GP0);
@@ -177,6 +237,7 @@ impl SoftVcpu {
             return Err(Refused::Fault(Fault::GP0));
         }
         let mut block = built.block;
+        let bytes = &first.bytes[..first.read];
         let runner = match self.translating {
             true => opt::flags::Runner::Translated,
             false => opt::flags::Runner::Interpreter,
@@ -191,7 +252,8 @@ impl SoftVcpu {
         }
         let log = cpu.jit.log;
         if log.in_asm || log.op {
-            let mut bytes = bytes[..here.min(inside)].to_vec();
+            let mut bytes = bytes.to_vec();
+            bytes.resize(limit, 0);
             bytes.extend(beyond);
             show::translated(log, &block, &bytes);
         }
@@ -199,7 +261,8 @@ impl SoftVcpu {
         let second = second_page.map(|p| p.host as u64);
         let in_first = u64::from(block.len()).min(0x1000 - within as u64).max(1);
         ram.tracker().mark_code(offset, in_first);
-        let mut sources = vec![page.host as usize];
+        let mut sources = Sources::new();
+        sources.push(page.host as usize);
         let mut pieces = [(host, &bytes[..in_first as usize]), (0, &[][..])];
         if let Some(p) = second_page.filter(|p| !p.host.is_null())
             && let Some((ram, offset)) = cpu.ram_at(p.phys)

@@ -193,6 +193,7 @@ impl SoftVcpu {
         let made = self.build(host, page, (linear, self.cpu.env.rip), max)?;
         let code = lower(&made.block, cache.arena.as_mut(), id, made.second);
         let code = cache.add(host, id, code, &made.sources);
+        self.workshop.spare = made.block;
         self.catch_up(cache);
         Ok(code)
     }

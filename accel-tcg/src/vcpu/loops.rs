@@ -4,7 +4,7 @@
 //! else the blocks lead to is outside.
 
 use super::SoftVcpu;
-use super::build::Refused;
+use super::build::{Refused, Sources};
 use crate::ir::Block;
 use crate::jit::region;
 use crate::mmu::ExecPage;
@@ -14,8 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Blocks of a loop at most, and their instructions together.
 const PARTS: usize = 16;
 const INSNS: usize = 256;
-
-type Sources = Vec<usize>;
 
 impl SoftVcpu {
     /// The parts of the loop whose head is at `head`, in the present mode; the head is the first one. `page` is its

@@ -298,6 +298,7 @@ impl SoftVcpu {
             let functions = cache.arena.as_mut();
             let id = jit.add(&made.block, mode, second, &made.sources, functions, &mut self.cpu);
             longest = made.block.insns.len() / 2;
+            self.workshop.spare = made.block;
             if id.is_some() || longest == 0 {
                 break id;
             }
