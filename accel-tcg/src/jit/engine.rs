@@ -183,7 +183,7 @@ impl AccelVm for Vm {
                 "CPU #{n}: {live} blocks, {} translated ({} instructions, {} bytes of guest code)\n\
                  code: {} bytes hot, {} cold, {} of links, of {size} in all; {} flushes, {} chunks evicted ({} blocks), \
                  {} blocks invalidated\n\
-                 translation: {:.3} s, {nanos:.0} ns per instruction\n\
+                 translation: {:.3} s of CPU, {nanos:.0} ns per instruction\n\
                  blocks looked for by the run loop: {}, found by the table of jumps: {:.1} %, by place: {:.1} %, \
                  made: {:.1} %\n\
                  links made: {}, instructions begun anew: {}, instructions interpreted by call: {}\n\
