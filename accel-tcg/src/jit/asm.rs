@@ -3,6 +3,8 @@
 //! [`Buf`] is a byte buffer that dynasm's macros can write to; on top of it stand the few instruction forms that the
 //! emitter chooses operands for at run time. Encodings: Intel SDM vol. 2, chapter 2 and appendix B.
 
+mod slip;
+
 use crate::ir::{Cond, Ty};
 use crate::mutants::emitted::{Slip, slips};
 use dynasmrt::AssemblyOffset;
@@ -248,6 +250,7 @@ impl Buf {
             Ty::I64 if slips(Slip::Width) => Ty::I32,
             ty => ty,
         };
+        let rm = slip::field(rm);
         self.touch(rm);
         self.write(|c| {
             if ty == Ty::I16 {
@@ -288,6 +291,7 @@ impl Buf {
 
     /// ModRM, SIB and displacement.
     pub fn operand(&mut self, r: Reg, rm: Rm) {
+        let rm = slip::field(rm);
         self.touch(rm);
         self.write(|c| c.operand(r, rm));
     }
@@ -317,6 +321,8 @@ impl Buf {
     }
     /// `op rm, imm`; `imm` must be a sign-extended 32-bit number.
     pub fn alu_rm_i(&mut self, op: u8, ty: Ty, rm: Rm, imm: i32) {
+        let op = slip::operation(op, slip::ALU);
+        let imm = slip::constant(imm, Slip::Immediate);
         let short = i32::from(imm as i8) == imm || (ty == Ty::I16 && i16::from(imm as i8) == imm as i16);
         match ty {
             Ty::I8 => self.encode_i(ty, 0x80, op, rm, [false, true], (imm, 1)),
@@ -328,6 +334,7 @@ impl Buf {
         self.sized(ty, 0x84, r, rm);
     }
     pub fn test_rm_i(&mut self, ty: Ty, rm: Rm, imm: i32) {
+        let imm = slip::constant(imm, Slip::Immediate);
         match ty {
             Ty::I8 => self.encode_i(ty, 0xf6, 0, rm, [false, true], (imm, 1)),
             _ => self.encode_i(ty, 0xf7, 0, rm, [false; 2], (imm, wide(ty))),
@@ -378,6 +385,7 @@ impl Buf {
     }
     /// `mov mem, imm`, sign-extended from 32 bits.
     pub fn mov_m_i(&mut self, ty: Ty, m: Mem, v: i32) {
+        let v = slip::constant(v, Slip::Stored);
         match ty {
             Ty::I8 => self.encode_i(ty, 0xc6, 0, Rm::Mem(m), [false; 2], (v, 1)),
             _ => self.encode_i(ty, 0xc7, 0, Rm::Mem(m), [false; 2], (v, wide(ty))),
@@ -464,6 +472,7 @@ impl Buf {
         self.map1(ty, 0xaf, d, rm);
     }
     pub fn imul_i(&mut self, ty: Ty, d: Reg, rm: Rm, v: i32) {
+        let v = slip::constant(v, Slip::Immediate);
         self.touched |= 1 << d;
         match i32::from(v as i8) == v {
             true => self.encode_i(ty, 0x6b, d, rm, [false; 2], (v, 1)),
@@ -483,6 +492,8 @@ impl Buf {
     }
     /// BT (4), BTS (5), BTR (6), BTC (7) with a constant.
     pub fn bt_i(&mut self, n: u8, ty: Ty, rm: Rm, bit: u8) {
+        let n = slip::operation(n, slip::BIT);
+        let bit = if slips(Slip::Immediate) { bit ^ 1 } else { bit };
         self.encode_i(ty, MAP1 | 0xba, n, rm, [false; 2], (bit.into(), 1));
     }
     /// BT and its kin with a register.
@@ -506,6 +517,7 @@ impl Buf {
             Rm::Reg(n) => (0, n >> 3),
             Rm::Mem(m) => (m.index.map_or(0, |(i, _)| i >> 3), m.base >> 3 & 1),
         };
+        let rm = slip::field(rm);
         self.touched |= 1 << r | 1 << v;
         self.touch(rm);
         self.write(|c| {
@@ -524,6 +536,7 @@ impl Buf {
     }
     /// `jcc rel32`; returns where the displacement stands.
     pub fn jcc(&mut self, c: Cond) -> usize {
+        let c = slip::condition(c);
         self.write(|b| {
             b.byte(0x0f);
             b.byte(0x80 | c as u8);
@@ -588,56 +601,6 @@ impl Buf {
     }
     pub fn jmp_rm(&mut self, rm: Rm) {
         self.encode(Ty::I32, 0xff, 4, rm, false, false);
-    }
-}
-
-/// Mistakes on purpose; see [`crate::mutants::emitted`].
-mod slip {
-    use super::{Cond, Slip, slips};
-
-    /// What each operation becomes; comparisons stay, since nothing else leaves its operand alone.
-    pub const ALU: [u8; 8] = [5, 6, 0, 5, 1, 0, 1, 7];
-    pub const SHIFT: [u8; 8] = [1, 0, 3, 2, 5, 4, 4, 5];
-    pub const BIT: [u8; 8] = [0, 1, 2, 3, 5, 6, 7, 5];
-
-    #[inline(always)]
-    pub fn operation(n: u8, other: [u8; 8]) -> u8 {
-        let changed = other[usize::from(n & 7)];
-        if changed != n && slips(Slip::Operation) { changed } else { n }
-    }
-
-    #[inline(always)]
-    pub fn constant(v: i32, slip: Slip) -> i32 {
-        if slips(slip) { v ^ 1 } else { v }
-    }
-
-    #[inline(always)]
-    pub fn condition(c: Cond) -> Cond {
-        use Cond::*;
-        if slips(Slip::Opposite) {
-            return Cond::ALL[c as usize ^ 1];
-        }
-        if slips(Slip::Neighbour) {
-            return match c {
-                O => S,
-                No => Ns,
-                B => L,
-                Ae => Ge,
-                Z => B,
-                Nz => Ae,
-                Be => Le,
-                A => G,
-                S => O,
-                Ns => No,
-                P => Z,
-                Np => Nz,
-                L => B,
-                Ge => Ae,
-                Le => Be,
-                G => A,
-            };
-        }
-        c
     }
 }
 
