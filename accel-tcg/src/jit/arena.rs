@@ -42,6 +42,8 @@ pub(super) struct Arena {
     start: [usize; 4],
     /// The chunk that is being filled.
     current: usize,
+    /// The one whose turn it was last; the present one may have been taken out of turn.
+    turn: usize,
     /// Bytes filled of each chunk: hot, cold, slots.
     used: Vec<[usize; 3]>,
     /// How far the arena lies in large pages, or would if the host had any.
@@ -80,7 +82,7 @@ impl Arena {
         unsafe { ptr::copy_nonoverlapping(fixed.as_ptr(), rw, fixed.len()) };
         let (rx, fixed) = (rx.cast(), fixed.len());
         let used = vec![[0; 3]; count];
-        Ok(Arena { rw, rx, size, fixed, first, chunk, start, current: 0, used, large: 0 })
+        Ok(Arena { rw, rx, size, fixed, first, chunk, start, current: 0, turn: 0, used, large: 0 })
     }
 
     /// The fixed code.
@@ -121,19 +123,24 @@ impl Arena {
         self.holds([len[0] + used[0], len[1] + used[1], len[2] + used[2]])
     }
 
-    /// The number of the chunk that comes next. Nothing may lead there any more.
+    /// The number of the chunk whose turn is next.
     pub fn next_chunk(&self) -> usize {
-        (self.current + 1) % self.used.len()
+        let next = (self.turn + 1) % self.used.len();
+        if next == self.current { (next + 1) % self.used.len() } else { next }
     }
 
-    /// Goes on to the next chunk.
-    pub fn advance(&mut self) {
+    /// Goes on to another chunk. Nothing may lead there any more.
+    pub fn go_to(&mut self, chunk: usize) {
+        assert!(chunk != self.current && chunk < self.used.len());
         let full = self.range(self.current);
         let code = full.start..full.start + (self.start[2] & !0xfff);
         // SAFETY: the range lies in a shared mapping, of which DONTNEED only drops the page tables' references.
         let _ =
             unsafe { madvise(self.rw.add(code.start).cast::<c_void>(), code.len(), Advice::LinuxDontNeed) };
-        self.current = self.next_chunk();
+        if chunk == self.next_chunk() {
+            self.turn = chunk;
+        }
+        self.current = chunk;
         self.enlarge_pages(self.range(self.current).start);
         if self.used[self.current] != [0; 3] {
             self.used[self.current] = [0; 3];
@@ -214,7 +221,7 @@ impl Arena {
 
     /// Forgets all but the fixed code; gives the memory back to the host.
     pub fn clear(&mut self) {
-        (self.current, self.large) = (0, 0);
+        (self.current, self.turn, self.large) = (0, 0, 0);
         self.used.fill([0; 3]);
         // SAFETY: the range lies in our mapping; its content is not needed any more.
         let _ = unsafe {
@@ -313,9 +320,17 @@ mod tests {
         assert!(!a.fits([0x8000, 0, 0]));
         for n in [1, 2, 3, 0] {
             assert_eq!(a.next_chunk(), n);
-            a.advance();
+            a.go_to(n);
             assert_eq!(a.current(), n);
         }
+        // Out of turn, which changes nobody else's.
+        a.go_to(2);
+        assert_eq!((a.current(), a.next_chunk()), (2, 1));
+        a.go_to(1);
+        assert_eq!(a.next_chunk(), 2);
+        a.go_to(0);
+        a.go_to(2);
+        a.go_to(0);
         assert_eq!((a.used(), a.next(Part::Hot)), ([0; 3], hot));
         a.add(Part::Cold, &[0x90; 1]);
         a.clear();

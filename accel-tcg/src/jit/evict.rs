@@ -3,6 +3,9 @@
 //! The arena is a ring of chunks. Where a block does not fit into the present chunk, the next one is taken, and the
 //! blocks in there, the oldest of all, go: nothing leads to them any more when their memory is used again. Only the run
 //! loop does this, with no translated code on its stack; blocks that are needed again are translated again.
+//!
+//! A chunk that has lost nearly all its blocks, to a guest that writes code again and again, is taken before that: its
+//! memory is at hand, in the host's page tables and mostly in its caches too.
 
 use super::arena::Part;
 use super::blocks::{Block, Hasher, Jit, hash};
@@ -21,7 +24,19 @@ pub(super) struct Chunk {
     pub blocks: Vec<Option<Box<Block>>>,
     /// Where the cold code of each that has some begins, and which it is.
     pub by_cold: Vec<(u32, u32)>,
+    /// How many of the blocks were dropped.
+    pub dropped: usize,
 }
+
+impl Chunk {
+    /// Whether nearly all that was written here is gone.
+    fn is_waste(&self) -> bool {
+        !self.blocks.is_empty() && (self.blocks.len() - self.dropped) * WASTE <= self.blocks.len()
+    }
+}
+
+/// Of so many blocks of a chunk one may be left for the chunk to be waste.
+const WASTE: usize = 32;
 
 /// The chunk of a block and its place there.
 #[inline]
@@ -43,8 +58,11 @@ impl Jit {
         }
         // Numbers are short; a chunk of the smallest blocks is full before.
         if !self.arena.fits(len) || self.chunks[self.arena.current()].blocks.len() >= (1 << WITHIN) - 1 {
-            self.evict(home, self.arena.next_chunk());
-            self.arena.advance();
+            let present = self.arena.current();
+            let waste = (0..self.chunks.len()).find(|n| *n != present && self.chunks[*n].is_waste());
+            let to = waste.unwrap_or_else(|| self.arena.next_chunk());
+            self.evict(home, to);
+            self.arena.go_to(to);
         }
         true
     }
@@ -55,6 +73,7 @@ impl Jit {
         let own = self.arena.range(chunk);
         let here = &mut self.chunks[chunk];
         here.by_cold.clear();
+        here.dropped = 0;
         let mut blocks = std::mem::take(&mut here.blocks);
         if blocks.is_empty() {
             return;
@@ -140,6 +159,7 @@ impl Jit {
     pub(super) fn drop_block(&mut self, home: &mut Home, id: u32) {
         let (chunk, n) = place(id);
         let Some(b) = self.chunks.get_mut(chunk).and_then(|c| c.blocks.get_mut(n)?.take()) else { return };
+        self.chunks[chunk].dropped += 1;
         self.forget_block(home, id, &b);
         for page in b.pages() {
             let Some(list) = self.pages.get_mut(&page) else { continue };
