@@ -102,7 +102,10 @@ pub(super) fn xlat(b: &mut Builder<'_>) {
     };
     let al = b.block.temp();
     b.convert(Opcode::Zext, ty, Ty::I8, al, RAX);
-    let off = b.op_t(Opcode::Add, ty, Ref::gpr(3), al, false);
+    let sum = b.op_t(Opcode::Add, ty, Ref::gpr(3), al, false);
+    // Of a sum of 16 bits nothing is known above them.
+    let off = b.block.temp();
+    b.push(Op { dst: off, a: sum, ..Op::new(Opcode::Ea, ty) });
     let seg = b.segment();
     let a = b.linear(seg, off, 1, false);
     let attr = Attr(b.mem_attr());
