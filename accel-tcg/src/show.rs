@@ -42,7 +42,13 @@ impl Items {
 
     /// Whether every block that is entered is of interest.
     pub fn each_block(self) -> bool {
-        self.exec || self.cpu || self.by_blocks
+        self.shows_blocks() || self.by_blocks
+    }
+
+    /// Whether every block is shown when it is entered.
+    #[inline]
+    pub fn shows_blocks(self) -> bool {
+        self.exec || self.cpu
     }
 }
 

@@ -208,7 +208,8 @@ impl SoftVcpu {
     fn look_at_log(&mut self, cache: &mut Cache) {
         let now = Items { by_blocks: self.by_blocks, ..Items::now() };
         let before = std::mem::replace(&mut self.cpu.jit.log, now);
-        if now.each_block() && !before.each_block() {
+        // Neither do loops that are one show their turns.
+        if now.each_block() && !before.each_block() || now.shows_blocks() && !before.shows_blocks() {
             self.forget(cache);
         }
         if let Some(jit) = &mut self.jit {

@@ -36,6 +36,10 @@ fn jit(accel: &AccelConfig) -> JitEngine {
     engine.jit_dump = property("jitdump") == Some("on");
     engine.one_insn = property("one-insn-per-tb") == Some("on");
     engine.by_blocks = property("by-blocks") == Some("on");
+    if engine.by_blocks {
+        // Loops are to be compared too, each as its blocks at first and then as a whole.
+        engine.jumps_back = 32;
+    }
     engine
 }
 

@@ -24,7 +24,7 @@ pub struct JitEngine {
     pub exact: bool,
     /// Every block is of one instruction.
     pub one_insn: bool,
-    /// A run ends behind each translated block, so that states can be compared there.
+    /// A run ends behind each translated block, or loop that is one, so that states can be compared there.
     pub by_blocks: bool,
     /// Translated code is named in a map for `perf`.
     pub perf_map: bool,

@@ -264,7 +264,7 @@ impl SoftVcpu {
         let linear = self.cpu.env.linear_rip();
         let (rip, mode) = (self.cpu.env.rip, self.cpu.env.mode_key);
         let Ok(page) = self.cpu.translate_exec(linear) else { return };
-        if page.host.is_null() || rip != linear || self.longest < 64 || self.cpu.jit.log.each_block() {
+        if page.host.is_null() || rip != linear || self.longest < 64 || self.cpu.jit.log.shows_blocks() {
             return;
         }
         let host = page.host as usize + (linear & 0xfff) as usize;
