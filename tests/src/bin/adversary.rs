@@ -1,7 +1,7 @@
 //! The guest of `guests::adversary` on several engines: texts and states compared, memory told.
 //!
 //! Run as `cargo xtask soak adversary [ENGINE]...`, or here with `--rounds N`, `--seed N`, `--cpus N`, `--anura PROGRAM`, and
-//! `--free` to run freely, where nothing but the end can be expected.
+//! `--free` to run freely, where nothing but the end can be expected. `--rom FILE` only writes the guest.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
     let mut engines = Vec::new();
     let mut counted = true;
     let mut built = None;
+    let mut rom: Option<std::path::PathBuf> = None;
     let (mut rounds, mut seeds, mut cpus) = (100_000u32, vec![1u64], vec![1u32, 2]);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -23,10 +24,21 @@ fn main() -> ExitCode {
             "--seed" => seeds = vec![number()],
             "--seeds" => seeds = (1..=number()).collect(),
             "--anura" => built = args.next().map(Into::into),
+            "--rom" => rom = args.next().map(Into::into),
             "--free" => counted = false,
             "--cpus" => cpus = vec![number() as u32],
             engine => engines.push(engine.to_owned()),
         }
+    }
+    if let Some(file) = rom {
+        let image = adversary::rom(cpus[0], rounds, seeds[0]).expect("the guest can be assembled");
+        return match std::fs::write(&file, image) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("adversary: {}: {error}", file.display());
+                ExitCode::FAILURE
+            }
+        };
     }
     if engines.is_empty() {
         engines.push("interp".into());

@@ -2,7 +2,10 @@
 //!
 //! Ring 0 writes pieces of code into an arena, from templates whose free bits are random or from plain noise, changes
 //! bytes, copies pieces elsewhere, maps pages of the arena to each other or takes rights away, and then enters the arena at
-//! a random place in ring 3, with registers and a stack that mostly point into it; so code is its own data and stack.
+//! a random place in ring 3, with registers and a stack that mostly point into it; so code is its own data and stack. It
+//! may be entered as 64-bit, 32-bit or 16-bit code, the latter two also by segments whose bases and limits change, with
+//! breakpoints in the arena, single steps, unmasked exceptions of the vector and x87 units, and time enough for long loops.
+//! INT 42h and 43h and every fourth SYSCALL come back at once.
 //! Whatever ends that, an exception or the local APIC's timer, comes back to ring 0, which takes vector, error code, CR2
 //! and all registers into a hash and begins again. The hash is printed from time to time. Two processors have an arena each
 //! and a third one together. In counted time the text and the machine's state are the same on every engine.
@@ -29,9 +32,15 @@ const ROUND: i32 = 16;
 const DONE: i32 = 24;
 const TABLE: i32 = 32;
 const ARENA: i32 = 40;
-const FX: i32 = 0x200;
+/// The stack pointers of ring 3 and of ring 0, for SYSCALL.
+const USER_STACK: i32 = 48;
+const KERNEL_STACK: i32 = 56;
 /// How often each vector has ended a round.
 const ENDS: i32 = 0x400;
+/// The local descriptor table.
+const LDT: i32 = 0x600;
+/// The vector and x87 units.
+const XSAVE: i32 = 0x800;
 /// The second processor's task state, and the page tables of both.
 const TSS_B: u32 = 0x8_3000;
 const TABLES: u32 = 0x8_4000;
@@ -47,6 +56,23 @@ const MEMORY: [u32; 2] = [0x60_0000, 0x62_0000];
 const SHARED: u32 = 0x64_0000;
 /// The timer's vector.
 const TIMER: u32 = 0x31;
+/// What stands for SYSCALL among the vectors.
+const SYSCALL: i32 = 0x4f;
+/// Selectors of the local descriptor table: SYSRET's pair, 16-bit and 32-bit code and data that begins in the arena,
+/// data that ends there, and data that begins where an expand-down segment ends there.
+const SYSRET: u32 = 0x04;
+const CODE16: u32 = 0x1f;
+const CODE32: u32 = 0x27;
+const DATA32: i32 = 0x2f;
+const STACK16: i32 = 0x37;
+const DOWN: i32 = 0x3f;
+#[rustfmt::skip]
+const DESCRIPTORS: [u64; 8] = [
+    0, 0x00cf_f300_0000_ffff, 0x00af_fb00_0000_ffff, 0x000f_fb20_0000_ffff, 0x004f_fb20_0000_ffff, 0x00c0_f300_0000_020f,
+    0x0000_f320_0000_ffff, 0x00c0_f700_0000_0208,
+];
+/// Templates that bodies of loops are made of: those before this one.
+const IN_LOOPS: i32 = 40;
 /// How many pieces of code are written between two lines of text.
 const LINE: i32 = 4096;
 
@@ -91,11 +117,18 @@ const TEMPLATES: &[Template] = &[
     (&[0x66, 0x0f, 0x58, 0xc0], &[0, 0, 0x07, 0x3f]), (&[0x0f, 0x50, 0xc0], &[0, 0x0f, 0x3f]), (&[0x41, 0x0f, 0x10, 0x87, 0, 0, 0, 0], &[0x04, 0, 0x01, 0x38, 0xff, 0x3f, 0, 0]),
     (&[0xf3, 0x41, 0x0f, 0x6f, 0x87, 0, 0, 0, 0], &[0, 0x04, 0, 0x10, 0x38, 0xff, 0x3f, 0, 0]), (&[0x66, 0x48, 0x0f, 0x6e, 0xc0], &[0, 0x0f, 0, 0x10, 0x3f]),
     (&[0xf2, 0x48, 0x0f, 0x2a, 0xc0], &[0x01, 0x0f, 0, 0, 0x3f]), (&[0xf2, 0x48, 0x0f, 0x2c, 0xc0], &[0x01, 0x0f, 0, 0x01, 0x3f]), (&[0x66, 0x0f, 0x2e, 0xc0], &[0, 0, 0x01, 0x3f]),
+    (&[0xc5, 0xf4, 0x58, 0xc1], &[0, 0x7f, 0x07, 0x3f]), (&[0xc5, 0xf5, 0xfe, 0xc1], &[0, 0x7c, 0x01, 0x3f]), (&[0xc4, 0xc1, 0x7c, 0x10, 0x87, 0, 0, 0, 0], &[0, 0x80, 0x04, 0x01, 0x38, 0xff, 0x3f, 0, 0]),
+    (&[0xc4, 0xe2, 0xf8, 0xf2, 0xc1], &[0, 0xa0, 0xf8, 0x07, 0x3f]), (&[0xc5, 0xf8, 0x77], &[0, 0x04, 0]), (&[0x41, 0xd9, 0xaf, 0, 0, 0, 0], &[0, 0, 0x10, 0xff, 0x3f, 0, 0]),
     (&[0x66, 0x0f, 0x70, 0xc0, 0], &[0, 0, 0, 0x3f, 0xff]), (&[0xd8, 0xc0], &[0x07, 0x3f]), (&[0x41, 0xd8, 0x87, 0, 0, 0, 0], &[0, 0x06, 0x38, 0xff, 0x3f, 0, 0]),
     (&[0x41, 0xdb, 0xaf, 0, 0, 0, 0], &[0, 0, 0x10, 0xff, 0x3f, 0, 0]), (&[0xdb, 0xe2], &[0, 0x01]), (&[0x41, 0x0f, 0xae, 0x97, 0, 0, 0, 0], &[0, 0, 0, 0x08, 0xff, 0x3f, 0, 0]),
     // What traps or may trap, and plain noise.
     (&[0x0f, 0xa2], &[0, 0]), (&[0x0f, 0x31], &[0, 0]), (&[0xcc], &[0]), (&[0xcd, 0x40], &[0, 0x03]), (&[0x0f, 0x0b], &[0, 0]), (&[0x0f, 0x05], &[0, 0]),
     (&[0xe4, 0x80], &[0x0b, 0x3f]), (&[0xf4], &[0x0f]), (&[0x8e, 0xe0], &[0, 0x0f]), (&[0x0f, 0xae, 0xe8], &[0, 0, 0x1f]), (&[0xf3, 0x90], &[0, 0]),
+    // Returns, far and by IRET, to code of other kinds; segments.
+    (&[0x6a, 0x17, 0x68, 0, 0, 0x20, 0, 0x48, 0xcb], &[0, 0x38, 0, 0xff, 0x3f, 0, 0, 0, 0]), (&[0x6a, 0x33, 0x68, 0, 0, 0x20, 0, 0xcb], &[0, 0x28, 0, 0xff, 0x3f, 0, 0, 0]),
+    (&[0x6a, 0x3b, 0x54, 0x9c, 0x6a, 0x5b, 0x68, 0, 0, 0x20, 0, 0x48, 0xcf], &[0, 0, 0, 0, 0, 0x48, 0, 0xff, 0x3f, 0, 0, 0, 0]),
+    (&[0xea, 0, 0, 0, 0, 0x1f, 0], &[0, 0xff, 0x3f, 0, 0, 0x38, 0]), (&[0x66, 0xb8, 0x2f, 0, 0x8e, 0xd8], &[0, 0, 0x18, 0, 0, 0x38]), (&[0x66, 0xb8, 0x3b, 0, 0x8e, 0xd0], &[0, 0, 0x0c, 0, 0, 0]),
+    (&[0xcd, 0x42], &[0, 0x01]), (&[0x0f, 0x05], &[0, 0]), (&[0x54, 0x81, 0x0c, 0x24, 0, 0x01, 0, 0, 0x9d], &[0, 0, 0, 0, 0, 0x04, 0, 0, 0]),
     (&[0xff, 0x2c, 0x24], &[0, 0, 0x10]), (&[0x0f, 0x20, 0xc0], &[0, 0x03, 0x3f]), (&[0, 0, 0, 0, 0, 0, 0, 0], &[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
     (&[0, 0, 0], &[0xff, 0xff, 0xff]), (&[0x66], &[0x01]), (&[0x40], &[0x0f]), (&[0x90], &[0]),
 ];
@@ -149,6 +182,7 @@ fn memory(c: &mut Code) -> Asm {
 /// Writes a piece of code to a random place; RBP is where, as ring 3 sees it.
 fn write_piece(c: &mut Code, templates: u32) -> Asm {
     let mut again = c.create_label();
+    let mut done = c.create_label();
     random(c)?;
     place(c)?;
     c.lea(ebp, dword_ptr(eax + USER))?;
@@ -156,12 +190,26 @@ fn write_piece(c: &mut Code, templates: u32) -> Asm {
     c.mov(r10d, r13d)?;
     c.and(r10d, 15)?;
     c.add(r10d, 3)?;
+    c.xor(r11d, r11d)?;
+    c.mov(r8d, TEMPLATES.len() as i32)?;
+    // One in four is a loop: MOV ECX with its turns, a few plain instructions, DEC ECX, JNZ.
+    random(c)?;
+    c.test(eax, 0x1800)?;
+    c.jnz(again)?;
+    c.mov(byte_ptr(rdi), 0xb9)?;
+    c.shr(eax, 13)?;
+    c.and(eax, 0x3fff)?;
+    c.mov(dword_ptr(rdi + 1), eax)?;
+    c.add(rdi, 5)?;
+    c.mov(r11, rdi)?;
+    c.mov(r8d, IN_LOOPS)?;
+    c.and(r10d, 3)?;
+    c.inc(r10d)?;
     c.set_label(&mut again)?;
     random(c)?;
     c.shr(rax, 33)?;
     c.xor(edx, edx)?;
-    c.mov(ecx, TEMPLATES.len() as i32)?;
-    c.div(ecx)?;
+    c.div(r8d)?;
     c.shl(edx, 5)?;
     c.lea(r9, qword_ptr(rdx + templates as i32))?;
     random(c)?;
@@ -171,11 +219,19 @@ fn write_piece(c: &mut Code, templates: u32) -> Asm {
     random(c)?;
     c.and(rax, qword_ptr(r9 + 24))?;
     c.xor(rax, qword_ptr(r9 + 8))?;
-    c.mov(dword_ptr(rdi + 8), eax)?;
+    c.mov(qword_ptr(rdi + 8), rax)?;
     c.movzx(eax, byte_ptr(r9 + 15))?;
     c.add(rdi, rax)?;
     c.dec(r10d)?;
-    c.jnz(again)
+    c.jnz(again)?;
+    c.test(r11, r11)?;
+    c.jz(done)?;
+    c.mov(dword_ptr(rdi), 0x850f_c9ffu32 as i32)?;
+    c.sub(r11, rdi)?;
+    c.sub(r11d, 8)?;
+    c.mov(dword_ptr(rdi + 4), r11d)?;
+    c.set_label(&mut done)?;
+    c.nop()
 }
 
 /// Changes what is in the arena, or how it is mapped.
@@ -184,9 +240,14 @@ fn change(c: &mut Code) -> Asm {
     let mut map = c.create_label();
     let mut rights = c.create_label();
     let mut as_before = c.create_label();
+    let mut segment = c.create_label();
+    let mut limit = c.create_label();
+    let mut flush = c.create_label();
     let mut done = c.create_label();
     random(c)?;
     c.and(eax, 15)?;
+    c.cmp(eax, 11)?;
+    c.je(segment)?;
     c.cmp(eax, 12)?;
     c.je(copy)?;
     c.cmp(eax, 13)?;
@@ -220,6 +281,26 @@ fn change(c: &mut Code) -> Asm {
     c.and(ecx, 255)?;
     c.rep().movsb()?;
     c.jmp(done)?;
+    // A segment begins elsewhere, or ends elsewhere.
+    c.set_label(&mut segment)?;
+    random(c)?;
+    c.mov(ecx, eax)?;
+    c.and(ecx, 7)?;
+    c.cmp(ecx, 3)?;
+    c.jb(done)?;
+    c.shr(rax, 20)?;
+    c.test(eax, 0x1000)?;
+    c.jz(limit)?;
+    c.and(eax, 0xfff)?;
+    c.mov(word_ptr(r12 + rcx * 8 + (LDT + 2)), ax)?;
+    c.jmp(done)?;
+    c.set_label(&mut limit)?;
+    c.and(eax, 0x1f)?;
+    c.or(eax, 0x200)?;
+    c.and(ecx, 2)?;
+    c.or(ecx, 5)?;
+    c.mov(word_ptr(r12 + rcx * 8 + LDT), ax)?;
+    c.jmp(done)?;
     // A page of the arena of one's own shows another of them.
     c.set_label(&mut map)?;
     random(c)?;
@@ -232,9 +313,15 @@ fn change(c: &mut Code) -> Asm {
     c.or(rax, 7)?;
     c.mov(rdx, qword_ptr(r12 + TABLE))?;
     c.mov(qword_ptr(rdx + rcx * 8), rax)?;
+    c.test(r13d, 0x300)?;
+    c.jz(flush)?;
     c.shl(ecx, 12)?;
     c.lea(rcx, qword_ptr(rcx + USER))?;
     c.invlpg(byte_ptr(rcx))?;
+    c.jmp(done)?;
+    c.set_label(&mut flush)?;
+    c.mov(rax, cr3)?;
+    c.mov(cr3, rax)?;
     c.jmp(done)?;
     // A page becomes read-only or absent, or is as before.
     c.set_label(&mut rights)?;
@@ -256,12 +343,111 @@ fn change(c: &mut Code) -> Asm {
     c.nop()
 }
 
+/// One time in 32: breakpoints on code and data in the arena.
+fn breakpoints(c: &mut Code) -> Asm {
+    let mut none = c.create_label();
+    let mut done = c.create_label();
+    random(c)?;
+    c.mov(r10d, 0x400)?;
+    c.test(eax, 0x1f_0000)?;
+    c.jnz(none)?;
+    for dr in [dr0, dr1, dr2, dr3] {
+        random(c)?;
+        place(c)?;
+        c.add(eax, USER)?;
+        c.mov(dr, rax)?;
+    }
+    // Of execution with the length that it must have, or of data with any.
+    random(c)?;
+    c.mov(edx, eax)?;
+    c.and(edx, 0x1111_0000)?;
+    c.imul_3(ecx, edx, 14)?;
+    c.shr(rax, 16)?;
+    c.and(ecx, eax)?;
+    c.or(edx, ecx)?;
+    c.shr(rax, 24)?;
+    c.movzx(eax, al)?;
+    c.or(r10d, edx)?;
+    c.or(r10d, eax)?;
+    c.mov(dr7, r10)?;
+    c.jmp(done)?;
+    c.set_label(&mut none)?;
+    c.mov(dr7, r10)?;
+    c.set_label(&mut done)?;
+    c.nop()
+}
+
+/// One time in eight: random masks and roundings of the vector and x87 units.
+fn units(c: &mut Code) -> Asm {
+    let mut done = c.create_label();
+    random(c)?;
+    c.test(eax, 0x70_0000)?;
+    c.jnz(done)?;
+    c.fninit()?;
+    c.mov(ecx, eax)?;
+    c.and(ecx, 0xffff)?;
+    c.push(rcx)?;
+    c.ldmxcsr(dword_ptr(rsp))?;
+    c.shr(rax, 24)?;
+    c.and(eax, 0xf7f)?;
+    c.mov(dword_ptr(rsp), eax)?;
+    c.fldcw(word_ptr(rsp))?;
+    c.pop(rax)?;
+    c.set_label(&mut done)?;
+    c.nop()
+}
+
+/// Data segments, flat or not, and the stack segment for the frame, which is pushed.
+fn segments(c: &mut Code) -> Asm {
+    random(c)?;
+    c.mov(edx, sel::USER_DATA)?;
+    for (bits, selector) in [(0x70_0000, DATA32), (0x7_0000, DOWN)] {
+        c.mov(ecx, selector)?;
+        c.test(eax, bits)?;
+        c.cmovz(edx, ecx)?;
+    }
+    c.mov(ds, edx)?;
+    c.mov(es, edx)?;
+    c.mov(edx, sel::USER_DATA)?;
+    for (bits, selector) in [(0x700_0000, STACK16), (0x7000, DATA32)] {
+        c.mov(ecx, selector)?;
+        c.test(eax, bits)?;
+        c.cmovz(edx, ecx)?;
+    }
+    c.push(rdx)
+}
+
+/// SYSCALL: one time in four back at once, otherwise as if it were an interrupt that came to `common`.
+fn system_call(c: &mut Code, common: u32) -> Asm {
+    let mut back = c.create_label();
+    c.swapgs()?;
+    c.mov(qword_ptr(USER_STACK).gs(), rsp)?;
+    c.mov(rsp, qword_ptr(KERNEL_STACK).gs())?;
+    c.test(ecx, 3)?;
+    c.jz(back)?;
+    c.push((SYSRET + 11) as i32)?;
+    c.push(qword_ptr(USER_STACK).gs())?;
+    c.push(r11)?;
+    c.push((SYSRET + 19) as i32)?;
+    c.push(rcx)?;
+    c.push(0)?;
+    c.push(SYSCALL)?;
+    c.swapgs()?;
+    c.jmp(u64::from(common))?;
+    c.set_label(&mut back)?;
+    c.mov(rsp, qword_ptr(USER_STACK).gs())?;
+    c.swapgs()?;
+    c.sysretq()
+}
+
 /// Goes to ring 3 with random registers. RBP is where the last piece of code is.
 fn enter(c: &mut Code) -> Asm {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15];
     let mut elsewhere = c.create_label();
+    breakpoints(c)?;
+    units(c)?;
+    segments(c)?;
     // The frame of IRETQ.
-    c.push(sel::USER_DATA as i32)?;
     random(c)?;
     place(c)?;
     c.add(eax, USER)?;
@@ -286,16 +472,24 @@ fn enter(c: &mut Code) -> Asm {
     c.push(rax)?;
     random(c)?;
     c.mov(ecx, sel::USER_CODE64)?;
-    c.mov(edx, sel::USER_CODE)?;
-    c.test(eax, 0x7000)?;
-    c.cmovz(ecx, edx)?;
+    for (bits, selector) in [(0x7000, sel::USER_CODE), (0x38_0000, CODE16), (0x1c0_0000, CODE32)] {
+        c.mov(edx, selector)?;
+        c.test(eax, bits)?;
+        c.cmovz(ecx, edx)?;
+    }
     c.push(rcx)?;
+    // Code segments of the local table begin in the arena.
+    c.mov(r11d, ecx)?;
     c.mov(r10, rbp)?;
     c.test(eax, 0x1_8000)?;
     c.jnz(elsewhere)?;
     place(c)?;
     c.lea(r10, qword_ptr(rax + USER))?;
     c.set_label(&mut elsewhere)?;
+    c.mov(eax, r10d)?;
+    c.and(eax, 0xffff)?;
+    c.test(r11d, 4)?;
+    c.cmovnz(r10, rax)?;
     c.push(r10)?;
     for (i, _) in registers.iter().enumerate() {
         let mut noise = c.create_label();
@@ -318,6 +512,11 @@ fn enter(c: &mut Code) -> Asm {
     c.mov(ecx, r13d)?;
     c.and(ecx, 0xfff)?;
     c.add(ecx, 500)?;
+    let mut soon = c.create_label();
+    c.test(r13d, 0x1f_0000)?;
+    c.jnz(soon)?;
+    c.shl(ecx, 5)?;
+    c.set_label(&mut soon)?;
     c.mov(eax, 0xfee0_0380u32)?;
     c.mov(dword_ptr(rax), ecx)?;
     for register in registers.iter().rev() {
@@ -334,6 +533,8 @@ fn come_back(c: &mut Code, templates: u32, rounds: u32, cpus: u32) -> Asm {
         c.push(register)?;
     }
     c.cld()?;
+    c.mov(eax, 0x400)?;
+    c.mov(dr7, rax)?;
     // The stack tells which processor this is.
     let mut first = c.create_label();
     c.mov(r12d, VARS)?;
@@ -378,6 +579,14 @@ fn come_back(c: &mut Code, templates: u32, rounds: u32, cpus: u32) -> Asm {
     c.mov(rax, cr2)?;
     hash(c)?;
     c.set_label(&mut no_page_fault)?;
+    let mut no_debug = c.create_label();
+    c.cmp(byte_ptr(rsp + count * 8), 1)?;
+    c.jne(no_debug)?;
+    c.mov(rax, dr6)?;
+    hash(c)?;
+    c.mov(eax, 0xffff_0ff0u32)?;
+    c.mov(dr6, rax)?;
+    c.set_label(&mut no_debug)?;
     c.add(rsp, (count + 7) * 8)?;
 
     c.mov(eax, dword_ptr(r12 + ROUND))?;
@@ -387,15 +596,20 @@ fn come_back(c: &mut Code, templates: u32, rounds: u32, cpus: u32) -> Asm {
     let mut no_vectors = c.create_label();
     c.test(eax, 15)?;
     c.jnz(no_vectors)?;
-    c.fxsave64(qword_ptr(r12 + FX))?;
-    c.mov(ecx, 52)?;
-    c.lea(rsi, qword_ptr(r12 + FX))?;
-    let mut again = c.create_label();
-    c.set_label(&mut again)?;
-    c.lodsq()?;
-    hash(c)?;
-    c.dec(ecx)?;
-    c.jnz(again)?;
+    c.mov(eax, 7)?;
+    c.xor(edx, edx)?;
+    c.xsave64(ptr(r12 + XSAVE))?;
+    // The legacy area and the upper halves.
+    for (words, at) in [(52, XSAVE), (32, XSAVE + 576)] {
+        c.mov(ecx, words)?;
+        c.lea(rsi, qword_ptr(r12 + at))?;
+        let mut again = c.create_label();
+        c.set_label(&mut again)?;
+        c.lodsq()?;
+        hash(c)?;
+        c.dec(ecx)?;
+        c.jnz(again)?;
+    }
     c.fninit()?;
     c.push(0x1f80)?;
     c.ldmxcsr(dword_ptr(rsp))?;
@@ -478,9 +692,10 @@ fn come_back(c: &mut Code, templates: u32, rounds: u32, cpus: u32) -> Asm {
 }
 
 /// Makes this processor's page tables at `tables` from those of the image, ring 0's but for the arena, and uses them. Sets
-/// its variables, and the timer. R12 are the variables.
-fn begin(c: &mut Code, cpu: u32, seed: u64, rounds_go_on: u64) -> Asm {
+/// its variables, segments and the timer. R12 are the variables. `system_call` is where SYSCALL leads.
+fn begin(c: &mut Code, cpu: u32, seed: u64, system_call: u32, rounds_go_on: u64) -> Asm {
     let tables = TABLES + cpu * 0x4000;
+    let vars = VARS + cpu as i32 * 0x1000;
     let mut again = c.create_label();
     // PML4, PDPT, PD, PT as they are.
     for (i, from) in [PML4, PDPT, PD, PT].into_iter().enumerate() {
@@ -527,16 +742,52 @@ fn begin(c: &mut Code, cpu: u32, seed: u64, rounds_go_on: u64) -> Asm {
     c.jb(pages)?;
     c.mov(eax, tables)?;
     c.mov(cr3, rax)?;
-    // SSE, x87 errors by exception, and alignment checks.
+    // SSE, AVX, x87 errors by exception, breakpoints on ports, and alignment checks.
     c.mov(rax, cr4)?;
-    c.or(eax, 0x600)?;
+    c.or(eax, 0x4_0608)?;
     c.mov(cr4, rax)?;
+    c.xor(ecx, ecx)?;
+    c.xor(edx, edx)?;
+    c.mov(eax, 7)?;
+    c.xsetbv()?;
     c.mov(rax, cr0)?;
     c.or(eax, 0x4_0022)?;
     c.and(eax, !0xci32)?;
     c.mov(cr0, rax)?;
     c.fninit()?;
-    c.mov(r12d, VARS + cpu as i32 * 0x1000)?;
+    c.mov(r12d, vars)?;
+    // The local descriptor table and its descriptor.
+    for (n, descriptor) in DESCRIPTORS.into_iter().enumerate() {
+        c.mov(rax, descriptor)?;
+        c.mov(qword_ptr(r12 + (LDT + 8 * n as i32)), rax)?;
+    }
+    let selector = [sel::LDT, sel::CONFORMING][cpu as usize];
+    let base = (vars + LDT) as u64;
+    c.mov(rax, 0x3f | (base & 0xff_ffff) << 16 | 0x82 << 40)?;
+    c.mov(qword_ptr(BASE + 0x100 + selector), rax)?;
+    c.mov(qword_ptr(BASE + 0x108 + selector), 0)?;
+    c.mov(eax, selector)?;
+    c.lldt(ax)?;
+    // SYSCALL: EFER.SCE, STAR, LSTAR, CSTAR, the mask of flags, and the base that SWAPGS brings.
+    c.mov(ecx, 0xc000_0080u32)?;
+    c.rdmsr()?;
+    c.or(eax, 1)?;
+    c.wrmsr()?;
+    let star = u64::from(SYSRET << 16 | sel::CODE64) << 32;
+    for (msr, value) in [
+        (0xc000_0081u32, star),
+        (0xc000_0082, system_call.into()),
+        (0xc000_0083, system_call.into()),
+        (0xc000_0084, 0x4_7700),
+        (0xc000_0102, vars as u64),
+    ] {
+        c.mov(ecx, msr)?;
+        c.mov(eax, value as u32)?;
+        c.mov(edx, (value >> 32) as u32)?;
+        c.wrmsr()?;
+    }
+    let stack = [STACK_A, STACK_B][cpu as usize];
+    c.mov(qword_ptr(r12 + KERNEL_STACK), stack as i32)?;
     c.mov(rax, seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(cpu) << 40 | 1)?;
     c.mov(qword_ptr(r12 + RNG), rax)?;
     c.mov(r13, rax)?;
@@ -574,8 +825,16 @@ pub fn rom(cpus: u32, rounds: u32, seed: u64) -> Result<Vec<u8>, IcedError> {
         Ok(())
     })?;
     let common = image.code(64, |c| come_back(c, templates, rounds, cpus))?;
+    let system_call = image.code(64, |c| system_call(c, common))?;
     for vector in 0..0x50u32 {
         let stub = image.code(64, |c| {
+            // INT 42h and 43h come back at once, the former with another flag.
+            if vector == 0x42 {
+                c.xor(byte_ptr(rsp + 16), 0x11)?;
+            }
+            if [0x42, 0x43].contains(&vector) {
+                return c.iretq();
+            }
             if ![8, 10, 11, 12, 13, 14, 17, 21].contains(&vector) {
                 c.push(0)?;
             }
@@ -598,7 +857,7 @@ pub fn rom(cpus: u32, rounds: u32, seed: u64) -> Result<Vec<u8>, IcedError> {
     if cpus > 1 {
         let prepared = image.code(64, |c| {
             c.mov(esp, STACK_B - 0x1000)?;
-            begin(c, 1, seed, u64::from(first))
+            begin(c, 1, seed, system_call, u64::from(first))
         })?;
         let climb = image.climb(Mode::Long, prepared)?;
         let start = image.code(16, |c| {
@@ -638,7 +897,7 @@ pub fn rom(cpus: u32, rounds: u32, seed: u64) -> Result<Vec<u8>, IcedError> {
             c.cmp(dword_ptr(VARS + 0x1000 + ARENA), MEMORY[1] as i32)?;
             c.jne(wait)?;
         }
-        begin(c, 0, seed, u64::from(first))
+        begin(c, 0, seed, system_call, u64::from(first))
     })?;
     image.finish(Mode::Long, entry)
 }
