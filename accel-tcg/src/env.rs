@@ -128,6 +128,13 @@ pub struct JitEnv {
     pub hot: u32,
     /// Guest registers whose host registers others have in the running code.
     pub lent: [u64; 8],
+    /// Pages that the accesses of a loop go through: from which address on, how many addresses are good (none: closed),
+    /// and where the first is on the host. See `jit::emit::windows`.
+    pub windows: [[u64; 3]; WINDOWS],
+    /// Number of the loop that they belong to, or 0.
+    pub window_owner: u64,
+    /// The table that they were copied from.
+    pub window_view: u64,
     /// Registers that are in the host's: bit 0 XMM, bit 1 YMM, bit 2 x87.
     pub live: u32,
     /// Not zero: there are translations that other processors may not know of, so that serialising instructions come to
@@ -150,6 +157,9 @@ pub struct JitEnv {
     /// How many times PAUSE does not yield.
     pub pauses: u32,
 }
+
+/// Windows of the loop that runs; see [`JitEnv::windows`].
+pub const WINDOWS: usize = 8;
 
 /// How many answers of CPUID are kept.
 pub const CPUID_ANSWERS: usize = 16;

@@ -241,8 +241,8 @@ impl Jit {
     ) -> Option<u32> {
         let head = &parts[0];
         let spare = std::mem::take(&mut self.spare);
-        let out = Emit::region(parts, self.options, functions, spare);
         self.counts.regions += 1;
+        let out = Emit::region(parts, self.counts.regions as u32, self.options, functions, spare);
         let start = parts.iter().map(|p| p.pa).min().unwrap_or(head.pa);
         let end = parts.iter().map(|p| p.pa + u64::from(p.len())).max().unwrap_or(head.pa);
         let (host, rip) = (head.pa as usize, head.va);
@@ -424,7 +424,7 @@ pub fn host_text(ir: &Ir) -> String {
     let options = Options { counted: false, bmi: true, pinned: false, smp: false, chaos, count: false };
     let looping = super::region::successors(ir).any(|rip| rip == ir.va);
     let mut out = match looping {
-        true => Emit::region(std::slice::from_ref(ir), options, None, Output::default()),
+        true => Emit::region(std::slice::from_ref(ir), 1, options, None, Output::default()),
         false => Emit::block(ir, false, options, None, Output::default()),
     };
     let (h, c) = (&mut out.hot.bytes, &mut out.cold.bytes);

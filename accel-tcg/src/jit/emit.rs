@@ -18,6 +18,7 @@ mod ops;
 pub(crate) mod region;
 mod system;
 mod vector;
+mod windows;
 
 use super::asm::{Buf, Mem, Reg, Rm, reg};
 use super::chaos::Chaos;
@@ -76,6 +77,17 @@ pub(super) mod at {
     pub const fn lent(n: usize) -> i32 {
         (JIT + offset_of!(JitEnv, lent) + n * 8) as i32
     }
+    pub const fn window_base(n: usize) -> i32 {
+        (JIT + offset_of!(JitEnv, windows) + n * 24) as i32
+    }
+    pub const fn window_span(n: usize) -> i32 {
+        window_base(n) + 8
+    }
+    pub const fn window_host(n: usize) -> i32 {
+        window_base(n) + 16
+    }
+    pub const WINDOW_OWNER: i32 = (JIT + offset_of!(JitEnv, window_owner)) as i32;
+    pub const WINDOW_VIEW: i32 = (JIT + offset_of!(JitEnv, window_view)) as i32;
     /// In what routines and the run loop exchange.
     pub const ATTENTION: i32 = (offset_of!(Cpu, jit) + offset_of!(Shared, attention)) as i32;
     pub const PAUSES: i32 = (JIT + offset_of!(JitEnv, pauses)) as i32;

@@ -7,8 +7,9 @@ use super::asm::{Reg, reg};
 use super::emit::{at, canonical, code};
 use super::home::{JUMPS, JUMPS_AT};
 use super::{rt, strings};
-use crate::env::CPUID_ANSWERS;
+use crate::env::{CPUID_ANSWERS, WINDOWS};
 use crate::interp::flags::{kind, over};
+use crate::mutants;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm, x64::X64Relocation};
 
 /// A place that blocks jump to or call.
@@ -122,6 +123,17 @@ fn load(a: &mut A, off: i32, which: impl Fn(Reg) -> bool) {
         if let Some(h) = canonical(n).filter(|h| which(*h)) {
             dynasm!(a; .arch x64; mov Rq(h), [rsp + off + at::gpr(n)]);
         }
+    }
+}
+
+/// Nobody's window is good any more, that of the running code neither.
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
+fn close_windows(a: &mut A, off: i32) {
+    if mutants::on(mutants::J_WINDOWS_OPEN) {
+        return;
+    }
+    for n in 0..WINDOWS {
+        dynasm!(a; .arch x64; mov QWORD [rsp + off + at::window_span(n)], 0);
     }
 }
 
@@ -368,6 +380,7 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     save(a, 0, |_| true);
     dynasm!(a; .arch x64
         ; ->saved:
+        ; mov QWORD [rsp + at::WINDOW_OWNER], 0
         ; cmp DWORD [rsp + at::LIVE], 0
         ; jne ->flush
         ; ->flushed:
@@ -390,6 +403,7 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     );
 
     mark(a, Stub::Slow);
+    close_windows(a, 8);
     save(a, 8, volatile);
     dynasm!(a; .arch x64
         ; lea rdi, [rsp + 8]
@@ -446,7 +460,9 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     {
         mark(a, stub);
         if stub == Stub::Helper {
-            dynasm!(a; .arch x64; ->helper:);
+            dynasm!(a; .arch x64; ->helper:; mov QWORD [rsp + 8 + at::WINDOW_OWNER], 0);
+        } else {
+            close_windows(a, 8);
         }
         save(a, 8, |_| true);
         dynasm!(a; .arch x64

@@ -22,6 +22,15 @@ enum Place {
     Parts(Parts),
 }
 
+impl Place {
+    fn parts(self) -> Option<Parts> {
+        match self {
+            Place::Reg(_) => None,
+            Place::Parts(p) => Some(p),
+        }
+    }
+}
+
 impl Emit<'_> {
     pub(super) fn parts_of(&mut self, r: Ref) -> Parts {
         if let Some(t) = r.as_temp()
@@ -244,10 +253,11 @@ impl Emit<'_> {
             Place::Parts(p) => !write && near::store_follows(self.b, self.index, p),
             Place::Reg(_) => false,
         };
-        let j = near::look(&mut self.out.hot, self.options.bmi, len, write || ahead, refused);
+        let window = self.window(place.parts());
+        let j = self.look(window, len, write || ahead, refused);
         let back = self.out.hot.len() as u32;
         self.host = 0;
-        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+        self.look_again(j, window, Kind { write: write || ahead, ..kind }, back, refused);
         match ahead {
             true => self.only_read(kind, back),
             false => self.slow_way(kind, back),
@@ -271,12 +281,14 @@ impl Emit<'_> {
         self.check_alignment(kind);
         let (bmi, refused) = (self.options.bmi, self.options.chaos.one_in(8));
         step(&mut self.out.hot, -before);
-        let missed = near::look(&mut self.out.hot, bmi, len, write, refused);
+        let window = self.window(place.parts());
+        let missed = self.look(window, len, write, refused);
+        let found = self.out.hot.len() as u32;
         self.out.hot.lea(Ty::I64, keep, CHECKED);
         step(&mut self.out.hot, before);
         let back = self.out.hot.len() as u32;
         self.host = 0;
-        self.fix_hot(missed, To::Cold(self.out.cold.len() as u32));
+        self.look_again(missed, window, Kind { len, write, ..kind }, found, refused);
         self.out.cold.alu_r_rm(alu::XOR, Ty::I64, reg::R9, near::tag(write));
         step(&mut self.out.cold, before);
         self.out.cold.alu_r_rm(alu::XOR, Ty::I32, keep, Rm::Reg(keep));

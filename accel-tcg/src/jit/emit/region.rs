@@ -12,6 +12,7 @@
 use super::super::asm::{Mem, Reg, Rm, alu, reg};
 use super::super::stubs::Stub;
 use super::groups::Groups;
+use super::windows::Windows;
 use super::{Block, Emit, Fl, Lent, Options, Output, To, at, canonical, code};
 use crate::interp::flags::kind;
 use crate::interp::thunk;
@@ -81,12 +82,22 @@ pub(super) struct Region<'a> {
     groups: Vec<Groups>,
     /// Where the instructions left are, if not in the environment.
     budget: Option<Reg>,
+    windows: Option<Windows>,
 }
 
 impl Region<'_> {
     fn label(&mut self) -> u32 {
         self.labels.push(u32::MAX);
         self.labels.len() as u32 - 1
+    }
+
+    /// The part that is being written.
+    pub(super) fn part(&self) -> usize {
+        self.part
+    }
+
+    pub(super) fn windows(&mut self) -> Option<&mut Windows> {
+        self.windows.as_mut()
     }
 
     /// The present part's groups.
@@ -111,9 +122,10 @@ pub(crate) fn successors(b: &Block) -> impl Iterator<Item = u64> {
 }
 
 impl<'a> Emit<'a> {
-    /// Writes a region, which is entered at its first part.
+    /// Writes a region, which is entered at its first part. `id`: a number that no other region ever has.
     pub fn region(
         parts: &'a [Block],
+        id: u32,
         options: Options,
         arena: Option<&'a mut thunk::Arena>,
         mut out: Output,
@@ -129,8 +141,14 @@ impl<'a> Emit<'a> {
             part: 0,
             groups: parts.iter().map(|_| Groups::default()).collect(),
             budget: None,
+            windows: None,
         });
         e.lend();
+        let windows = e.windows_of(parts);
+        if windows.is_some() {
+            e.claim_windows(id);
+        }
+        e.region_mut().windows = windows;
         e.borrow();
         e.version(0, State::NOTHING);
         while let Some(v) = e.take_next() {
