@@ -59,6 +59,8 @@ type Hasher = std::hash::BuildHasherDefault<AddressHasher>;
 pub struct CodePages {
     owners: Mutex<HashMap<usize, u64, Hasher>>,
     processors: RwLock<Vec<Weak<Presence>>>,
+    /// How many there are.
+    count: AtomicUsize,
 }
 
 /// The owners' bit that all processors from the 64th on share.
@@ -72,7 +74,9 @@ impl CodePages {
 
     /// Adds a processor, or several that take turns.
     pub(crate) fn add_processor(&self, shared: &Shared) {
-        self.processors.write().push(Arc::downgrade(&shared.presence));
+        let mut all = self.processors.write();
+        all.push(Arc::downgrade(&shared.presence));
+        self.count.store(all.len(), Ordering::SeqCst);
     }
 
     /// A processor is about to translate code of a page: `mark` makes its marks, which stay from now on. When this
@@ -105,6 +109,9 @@ impl CodePages {
     /// Whether all other processors have taken over which pages are code: what they stored unseen until then is to be
     /// seen in memory now, and no such store comes any more.
     pub(crate) fn all_know(&self, me: &Presence) -> bool {
+        if self.count.load(Ordering::SeqCst) < 2 {
+            return true;
+        }
         let all = self.processors.read();
         all.iter().filter_map(Weak::upgrade).all(|p| std::ptr::eq(&*p, me) || p.knows())
     }

@@ -6,7 +6,7 @@
 
 use super::arena::{Arena, Part};
 use super::chaos::Chaos;
-use super::emit::{Emit, Exit, Fix, Helper, Lent, Options, Output, Recipe, Site, Step, To};
+use super::emit::{Emit, Exit, Fix, Helper, Lent, Options, Output, Step, To};
 use super::evict::{self, Chunk};
 use super::home::Home;
 use super::links::block_mut;
@@ -59,7 +59,10 @@ pub(crate) struct Block {
     heat: u8,
     /// Where its cold code begins in the arena.
     pub(super) cold: u32,
-    pub(super) sites: Box<[Site]>,
+    /// Its first site and its first recipe in the chunk, and the number of sites.
+    pub(super) sites: u32,
+    pub(super) recipes: u32,
+    pub(super) site_count: u16,
     pub(super) rare: Option<Box<Rare>>,
     /// Slots that lead here, and some that once did.
     pub(super) preds: SmallVec<[u32; 2]>,
@@ -69,7 +72,6 @@ pub(crate) struct Block {
 pub(super) struct Rare {
     /// Host address of the second page's bytes, for a block that crosses.
     second: Option<usize>,
-    pub recipes: Box<[Recipe]>,
     pub lent: Box<[Lent]>,
     // Held, and boxed, for the code, which has their addresses.
     _helpers: Box<[Box<Helper>]>,
@@ -123,15 +125,16 @@ pub(crate) struct Jit {
     /// The blocks, by the chunk of the arena that each is in.
     pub(super) chunks: Vec<Chunk>,
     /// The blocks by place.
-    pub(super) index: HashTable<u32>,
+    pub(super) index: HashTable<Entry>,
     /// The blocks made from each page.
     pub(super) pages: HashMap<usize, Vec<u32>, Hasher>,
     /// Pages that have lost their last block.
     pub(super) bare: Vec<usize>,
     /// Counted up whenever memory of the arena is used again, so that slots are other ones.
     pub dropped: u64,
-    /// Memory for the next block's code.
+    /// Memory for the next block's code, and for what its slots hold.
     spare: Output,
+    words: Vec<u8>,
     pub counts: Counts,
     /// The host's code of each block is shown in the log.
     pub show: bool,
@@ -168,6 +171,7 @@ impl Jit {
             bare: Vec::new(),
             dropped: 0,
             spare: Output::default(),
+            words: Vec::new(),
             counts: Counts::default(),
             show: false,
             perf: None,
@@ -196,8 +200,12 @@ impl Jit {
     /// The block at a place.
     #[inline]
     pub fn find(&self, host: usize, rip: u64, key: u32) -> Option<u32> {
-        let here = |id: &u32| self.block(*id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key));
-        self.index.find(hash(host, rip, key), here).copied()
+        let at = hash(host, rip, key);
+        let here = |e: &Entry| {
+            e.hash == (at >> 32) as u32
+                && self.block(e.id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key))
+        };
+        self.index.find(at, here).map(|e| e.id)
     }
 
     /// A block by number.
@@ -289,26 +297,23 @@ impl Jit {
         }
         self.arena.add(Part::Hot, h);
         self.arena.add(Part::Cold, c);
-        let mut words = Vec::with_capacity(out.exits.len() * 16);
+        let words = &mut self.words;
+        words.clear();
         for e in &out.exits {
             let Exit { unlinked, far } = *e;
             let unlinked = self.arena.address(cold + unlinked as usize);
             words.extend_from_slice(&unlinked.to_le_bytes());
             words.extend_from_slice(&if far { u64::MAX } else { unlinked }.to_le_bytes());
         }
-        self.arena.add(Part::Slots, &words);
+        self.arena.add(Part::Slots, words);
         let chunk = self.arena.current();
-        let id = evict::number(chunk, self.chunks[chunk].blocks.len());
+        let here = &mut self.chunks[chunk];
+        let id = evict::number(chunk, here.blocks.len());
         self.counts.steps += out.steps.len() as u64;
-        let plain = second.is_none()
-            && out.recipes.is_empty()
-            && out.lent.is_empty()
-            && out.helpers.is_empty()
-            && out.steps.is_empty();
+        let plain = second.is_none() && out.lent.is_empty() && out.helpers.is_empty() && out.steps.is_empty();
         let rare = (!plain).then(|| {
             Box::new(Rare {
                 second,
-                recipes: out.recipes.as_slice().into(),
                 lent: out.lent.as_slice().into(),
                 _helpers: out.helpers.drain(..).collect(),
                 _steps: out.steps.drain(..).collect(),
@@ -324,27 +329,33 @@ impl Jit {
             n,
             heat,
             cold: cold as u32,
-            sites: out.sites.as_slice().into(),
+            sites: here.sites.len() as u32,
+            recipes: here.recipes.len() as u32,
+            site_count: out.sites.len() as u16,
             rare,
             preds: SmallVec::new(),
         };
         if !out.cold.bytes.is_empty() {
-            self.chunks[chunk].by_cold.push((cold as u32, id));
+            here.by_cold.push((cold as u32, id));
         }
+        here.sites.extend_from_slice(&out.sites);
+        here.recipes.extend_from_slice(&out.recipes);
+        here.blocks.push(Some(block));
         for page in sources {
             self.pages.entry(*page).or_default().push(id);
         }
-        self.chunks[chunk].blocks.push(Some(Box::new(block)));
         // One that does not fit any more may be there.
         let chunks = &self.chunks;
-        let block = |id: &u32| by_number(chunks, *id);
         let at = hash(host, rip, key);
-        let here = |id: &u32| block(id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key));
+        let entry = Entry { id, hash: (at >> 32) as u32 };
+        let here = |e: &Entry| {
+            e.hash == entry.hash
+                && by_number(chunks, e.id).is_some_and(|b| (b.host, b.rip, b.key) == (host, rip, key))
+        };
         match self.index.find_mut(at, here) {
-            Some(old) => *old = id,
+            Some(old) => *old = entry,
             None => {
-                let place = |id: &u32| block(id).map_or(0, |b| hash(b.host, b.rip, b.key));
-                self.index.insert_unique(at, id, place);
+                self.index.insert_unique(at, entry, Entry::hash);
             }
         }
         self.spare = out;
@@ -382,14 +393,29 @@ impl Jit {
 #[inline]
 fn by_number(chunks: &[Chunk], id: u32) -> Option<&Block> {
     let (chunk, n) = evict::place(id);
-    chunks.get(chunk)?.blocks.get(n)?.as_deref()
+    chunks.get(chunk)?.blocks.get(n)?.as_ref()
 }
 
-/// Where the index has a block.
+/// Where the index has a block: both halves are the same.
 pub(super) fn hash(host: usize, rip: u64, key: u32) -> u64 {
     // The host address says nearly all; what is left tells aliases and modes apart.
     let mixed = (host as u64) ^ rip.rotate_left(20) ^ u64::from(key).rotate_left(44);
-    mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26)
+    let half = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    half << 32 | half
+}
+
+/// A block in the index.
+#[derive(Clone, Copy)]
+pub(super) struct Entry {
+    pub id: u32,
+    /// Half of its [`hash`], so that few other blocks are looked at.
+    hash: u32,
+}
+
+impl Entry {
+    fn hash(&self) -> u64 {
+        u64::from(self.hash) << 32 | u64::from(self.hash)
+    }
 }
 
 /// Fills in displacements. `bytes`: hot and cold; `starts`: where they and the slots will lie.

@@ -9,6 +9,7 @@
 
 use super::arena::Part;
 use super::blocks::{Block, Hasher, Jit, hash};
+use super::emit::{Recipe, Site};
 use super::home::Home;
 use crate::cache::covered;
 use hashbrown::HashTable;
@@ -21,14 +22,25 @@ const WITHIN: u32 = 16;
 #[derive(Default)]
 pub(super) struct Chunk {
     /// Its blocks in the order that they were written; those dropped are gone.
-    pub blocks: Vec<Option<Box<Block>>>,
+    pub blocks: Vec<Option<Block>>,
     /// Where the cold code of each that has some begins, and which it is.
     pub by_cold: Vec<(u32, u32)>,
     /// How many of the blocks were dropped.
     pub dropped: usize,
+    /// Where they can be left in the middle, and how the flags come home there: each block has a part of both.
+    pub sites: Vec<Site>,
+    pub recipes: Vec<Recipe>,
 }
 
 impl Chunk {
+    /// Nothing is added any more.
+    fn shrink(&mut self) {
+        self.blocks.shrink_to_fit();
+        self.by_cold.shrink_to_fit();
+        self.sites.shrink_to_fit();
+        self.recipes.shrink_to_fit();
+    }
+
     /// Whether nearly all that was written here is gone.
     fn is_waste(&self) -> bool {
         !self.blocks.is_empty() && (self.blocks.len() - self.dropped) * WASTE <= self.blocks.len()
@@ -59,6 +71,7 @@ impl Jit {
         // Numbers are short; a chunk of the smallest blocks is full before.
         if !self.arena.fits(len) || self.chunks[self.arena.current()].blocks.len() >= (1 << WITHIN) - 1 {
             let present = self.arena.current();
+            self.chunks[present].shrink();
             let waste = (0..self.chunks.len()).find(|n| *n != present && self.chunks[*n].is_waste());
             let to = waste.unwrap_or_else(|| self.arena.next_chunk());
             self.evict(home, to);
@@ -74,6 +87,8 @@ impl Jit {
         let here = &mut self.chunks[chunk];
         here.by_cold.clear();
         here.dropped = 0;
+        here.sites.clear();
+        here.recipes.clear();
         let mut blocks = std::mem::take(&mut here.blocks);
         if blocks.is_empty() {
             return;
@@ -176,7 +191,7 @@ impl Jit {
     /// Nobody comes to this block any more.
     fn forget_block(&mut self, home: &mut Home, id: u32, b: &Block) {
         self.unlink(b);
-        if let Ok(entry) = self.index.find_entry(hash(b.host, b.rip, b.key), |n| *n == id) {
+        if let Ok(entry) = self.index.find_entry(hash(b.host, b.rip, b.key), |e| e.id == id) {
             entry.remove();
         }
         home.forget_jump(b.rip, b.entry);
@@ -198,13 +213,14 @@ impl Jit {
         self.pages.keys().copied().collect()
     }
 
-    /// The block whose cold part a site is in. A site is the address behind a call, which may be where the next block's
+    /// The block whose cold part a site is in, and its chunk. A site is the address behind a call, which may be where the next block's
     /// cold code begins.
-    pub(super) fn block_of_site(&self, at: usize) -> Option<&Block> {
+    pub(super) fn block_of_site(&self, at: usize) -> Option<(&Chunk, &Block)> {
         let chunk = self.arena.chunk_at(at.checked_sub(1)?)?;
-        let by_cold = &self.chunks[chunk].by_cold;
+        let chunk = &self.chunks[chunk];
+        let by_cold = &chunk.by_cold;
         let n = by_cold.partition_point(|(start, _)| (*start as usize) < at).checked_sub(1)?;
-        self.block(by_cold[n].1)
+        Some((chunk, self.block(by_cold[n].1)?))
     }
 
     /// Where the next block's hot and cold code and its slots will lie.

@@ -55,5 +55,5 @@ impl Jit {
 /// A block by number, to change it.
 pub(super) fn block_mut(chunks: &mut [super::evict::Chunk], id: u32) -> Option<&mut Block> {
     let (chunk, n) = super::evict::place(id);
-    chunks.get_mut(chunk).and_then(|c| c.blocks.get_mut(n)).and_then(|b| b.as_deref_mut())
+    chunks.get_mut(chunk).and_then(|c| c.blocks.get_mut(n)).and_then(|b| b.as_mut())
 }

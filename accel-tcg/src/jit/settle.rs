@@ -1,7 +1,7 @@
 //! Bringing registers, flags and RIP home after code was left in the middle of a block.
 
 use super::blocks::Jit;
-use super::emit::{Lent, Loc, Recipe};
+use super::emit::{Lent, Loc, Recipe, Site};
 use crate::env::Cpu;
 
 impl Jit {
@@ -10,11 +10,11 @@ impl Jit {
     pub fn settle(&mut self, cpu: &mut Cpu) -> Option<u8> {
         self.counts.bails += 1;
         let at = self.arena.offset(cpu.env.jit.site);
-        let b = self.block_of_site(at)?;
+        let (chunk, b) = self.block_of_site(at)?;
         let ret = at as u32 - b.cold;
-        let n = b.sites.binary_search_by_key(&ret, |s| s.ret).ok()?;
-        let site = b.sites[n];
-        let (lent, recipes) = b.rare.as_ref().map_or((&[][..], &[][..]), |r| (&r.lent, &r.recipes));
+        let sites = chunk.sites.get(b.sites as usize..)?.get(..b.site_count.into())?;
+        let site = sites[sites.binary_search_by_key(&ret, |s| s.ret).ok()?];
+        let lent = b.rare.as_ref().map_or(&[][..], |r| &r.lent);
         for (n, l) in lent.iter().enumerate() {
             let lender = usize::from(l.lender & 15);
             match l.guest {
@@ -25,8 +25,8 @@ impl Jit {
             }
             cpu.env.gpr[lender] = cpu.env.jit.lent[n & 7];
         }
-        if let Some(r) = recipes.get(usize::from(site.recipe)) {
-            apply(cpu, *r);
+        if site.recipe != Site::AT_HOME {
+            apply(cpu, *chunk.recipes.get(b.recipes as usize + usize::from(site.recipe))?);
         }
         let rip = b.rip.wrapping_add_signed(site.off.into());
         cpu.env.rip = if b.key & crate::mode::key::L64 != 0 { rip } else { rip & 0xffff_ffff };
