@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use iced_x86::code_asm::*;
+
 use anura_tests::guests::adversary::{self, Setup};
 use anura_tests::{Emulator, anura, guest_file, lacks_engine, need};
 
@@ -121,6 +123,92 @@ fn a_counted_boot_ends_in_one_state_under_disturbances() {
     let other = counted_boot("jit,chaos=20261", &program, "1");
     assert!(other.0 == first.0, "the serial bytes differ");
     assert_eq!(other.1, first.1, "the states");
+}
+
+/// A ROM that opens and closes the A20 gate and looks each time at data and code at 1 MiB.
+fn gate_rom() -> Result<Vec<u8>, iced_x86::IcedError> {
+    let mut c = CodeAssembler::new(16)?;
+    let mut again = c.create_label();
+    // What is at FFFF:0510 is at 0:0500 where the gate is closed.
+    let gate = |c: &mut CodeAssembler, open: bool| {
+        c.in_(al, 0x92)?;
+        c.and(al, 0xfcu32 as i32)?;
+        c.or(al, if open { 2 } else { 0 })?;
+        c.out(0x92, al)
+    };
+    let look = |c: &mut CodeAssembler| {
+        c.add(dx, word_ptr(0x610).es())?;
+        // CALL FFFF:0510
+        c.db(&[0x9a, 0x10, 0x05, 0xff, 0xff])?;
+        c.add(si, cx)
+    };
+    c.cli()?;
+    c.xor(ax, ax)?;
+    c.mov(ds, ax)?;
+    c.mov(ss, ax)?;
+    c.mov(sp, 0x7000)?;
+    c.mov(ax, 0xffff)?;
+    c.mov(es, ax)?;
+    gate(&mut c, true)?;
+    // MOV CL, 1 or 2; RETF.
+    c.mov(dword_ptr(0x500), 0x00cb_01b1)?;
+    c.mov(dword_ptr(0x510).es(), 0x00cb_02b1)?;
+    c.mov(word_ptr(0x600), 0x1111)?;
+    c.mov(word_ptr(0x610).es(), 0x2222)?;
+    c.xor(dx, dx)?;
+    c.xor(si, si)?;
+    c.xor(cx, cx)?;
+    c.mov(bp, 3000)?;
+    c.set_label(&mut again)?;
+    gate(&mut c, false)?;
+    look(&mut c)?;
+    gate(&mut c, true)?;
+    look(&mut c)?;
+    c.dec(bp)?;
+    c.jnz(again)?;
+    for (low, high) in [(al, ah), (dl, dh)] {
+        c.mov(ax, si)?;
+        c.mov(bl, high)?;
+        c.mov(al, low)?;
+        c.out(0xe9, al)?;
+        c.mov(al, bl)?;
+        c.out(0xe9, al)?;
+    }
+    c.mov(al, 0xfeu32)?;
+    c.out(0x64, al)?;
+    c.hlt()?;
+    let code = c.assemble(0)?;
+    let mut rom = vec![0xf4; 0x1_0000];
+    rom[..code.len()].copy_from_slice(&code);
+    rom[0xfff0..0xfff5].copy_from_slice(&[0xea, 0, 0, 0, 0xf0]);
+    Ok(rom)
+}
+
+#[test]
+fn code_and_data_above_the_megabyte_come_and_go_with_the_a20_gate() {
+    let program = need!(anura(), NO_PROGRAM);
+    let rom = gate_rom().unwrap();
+    for engine in [vec!["interp"], others(&program)].concat() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, out) = (dir.path().join("rom"), dir.path().join("text"));
+        std::fs::write(&image, &rom).unwrap();
+        let debug = format!("file:{}", out.display());
+        let args = [
+            "-bios",
+            image.to_str().unwrap(),
+            "-debugcon",
+            &debug,
+            "-m",
+            "16",
+            "-nodefaults",
+            "-no-shutdown",
+        ];
+        let emulator = Emulator::start_on(engine, &program, dir.path(), &args);
+        assert!(emulator.monitor().wait_shutdown(LIMIT), "{engine}");
+        let (code, data) = (3000 * 3, (3000 * 0x3333) as u16);
+        let expected = [(code as u16).to_le_bytes(), data.to_le_bytes()].concat();
+        assert_eq!(std::fs::read(&out).unwrap(), expected, "{engine}");
+    }
 }
 
 #[test]

@@ -243,11 +243,12 @@ fn soak_guests(args: &[&str]) -> Result<(), String> {
     ))
 }
 
-/// Some 10^8 instructions each, from several seeds, on one processor and on two; the engines named, or the interpreters.
+/// Some 10^8 instructions each, from several seeds, on one processor and on two; the engines named, or the interpreter and
+/// the JIT, which it may have memory for code enough, hardly any, or disturbances in addition.
 fn soak_adversary(args: &[&str]) -> Result<(), String> {
     cargo(&["build", "--release", "--quiet", "--package", "anura"])?;
     let mut all = vec!["--rounds", "100000", "--seeds", "8"];
-    all.extend(if args.is_empty() { &["interp", "interp-portable"] } else { args });
+    all.extend(if args.is_empty() { &["interp", "jit", "jit,tb-size=1", "jit,chaos=1"] } else { args });
     binary("adversary", &all)?;
     all.push("--free");
     binary("adversary", &all)

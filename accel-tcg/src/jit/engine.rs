@@ -14,6 +14,8 @@ use std::sync::Arc;
 const CODE: usize = 128 << 20;
 /// Bytes of code per vCPU under disturbances: so few that blocks go all the time.
 const DISTURBED: usize = 512 << 10;
+/// Jumps backward for one that is looked at under disturbances: so few that short loops become ones as a whole.
+const DISTURBED_JUMPS: u32 = 16;
 
 /// The JIT engine.
 #[derive(Clone, Copy, Debug)]
@@ -162,7 +164,10 @@ impl AccelVm for Vm {
             numbers,
             perf: self.perf.clone(),
             chaos: self.engine.chaos.wrapping_mul(2 * u64::from(id) + 1),
-            jumps_back: self.engine.jumps_back,
+            jumps_back: match self.engine.chaos {
+                0 => self.engine.jumps_back,
+                _ => DISTURBED_JUMPS.min(self.engine.jumps_back),
+            },
         };
         SoftVcpu::with_jit(shared, id, signal, setup).map(|v| Box::new(v) as Box<dyn Vcpu>).map_err(
             |source| AccelError::Host {
