@@ -86,7 +86,12 @@ impl<'a> Emit<'a> {
     pub(super) fn windows_of(&mut self, parts: &'a [Block]) -> Option<Windows> {
         let found = self.moves_of(parts);
         self.b = &parts[0];
-        found.map(|moves| Windows { moves, owners: Vec::new() })
+        let windows = Windows { moves: found?, owners: Vec::new() };
+        let through = |o: &Op| {
+            let p = Parts { a: o.a, b: o.b, c: o.c, scale: o.attr.scale(), disp: 0 };
+            o.op == Opcode::Ea && o.dst.as_temp().is_some() && windows.steady(p)
+        };
+        parts.iter().any(|b| b.ops.iter().any(through)).then_some(windows)
     }
 
     fn moves_of(&mut self, parts: &'a [Block]) -> Option<[Option<i64>; 16]> {
