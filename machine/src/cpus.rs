@@ -272,13 +272,20 @@ impl Cpus {
     }
 }
 
-impl Drop for Cpus {
-    fn drop(&mut self) {
+impl Cpus {
+    /// Ends the vCPUs' threads; returns when they are gone. Not from one of them.
+    pub fn quit(&self) {
         self.update(|control| control.quit = true);
         for thread in self.threads.lock().drain(..) {
             // A panic on that thread has been reported there.
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Cpus {
+    fn drop(&mut self) {
+        self.quit();
     }
 }
 

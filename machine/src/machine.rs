@@ -58,6 +58,13 @@ pub(crate) struct Inner {
     pub(crate) engines: OnceLock<Box<Engines>>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.cpus.quit();
+        self.pc.map.dismantle();
+    }
+}
+
 /// What other threads reach of the main loop.
 struct Loop {
     wake: OwnedFd,

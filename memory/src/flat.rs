@@ -90,10 +90,10 @@ impl FlatRange {
             RegionKind::Ram(block) => RangeKind::Ram { block: block.clone(), offset, writable: !readonly },
             RegionKind::Rom(block) => RangeKind::Ram { block: block.clone(), offset, writable: false },
             RegionKind::RomDevice(block, handler) if rom_mode => {
-                RangeKind::RomDevice { block: block.clone(), offset, handler: handler.clone() }
+                RangeKind::RomDevice { block: block.clone(), offset, handler: handler.get()? }
             }
             RegionKind::RomDevice(_, handler) | RegionKind::Io(handler) => {
-                RangeKind::Io { handler: handler.clone() }
+                RangeKind::Io { handler: handler.get()? }
             }
             RegionKind::Container | RegionKind::Alias(_) => return None,
         };

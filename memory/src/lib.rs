@@ -35,7 +35,7 @@ pub use dma::{Dma, DmaError};
 pub use flat::{FlatRange, FlatView, RangeKind};
 pub use map::{MemoryMap, Transaction};
 pub use ram::{HostSlice, PAGE_SIZE, RamBlock};
-pub use region::{Doorbell, Region, RegionKind};
+pub use region::{Doorbell, Handler, Region, RegionKind};
 pub use space::{AddressSpace, MemoryListener, SpaceCache};
 pub use tracker::{CodeListener, DirtyClient, RamTracker, TrackerSlice, granule_mask};
 

@@ -58,6 +58,39 @@ impl MemoryMap {
         space
     }
 
+    /// The end of the machine: all trees come apart, and nobody hears of it. Devices hold the spaces that they reach
+    /// memory through and their own regions, and these hold the devices; so without this none of them would ever go.
+    pub fn dismantle(&self) {
+        // What is dropped may hold the last of a space, so it goes when the lock is free again.
+        let mut gone: Vec<Child> = vec![];
+        let mut heard = vec![];
+        let mut handlers = vec![];
+        let state = self.0.lock.lock();
+        let spaces = live_spaces(&state);
+        let mut roots: Vec<Region> = vec![];
+        for space in &spaces {
+            heard.extend(space.deafen());
+            roots.push(space.root().clone());
+        }
+        while let Some(region) = roots.pop() {
+            match region.kind() {
+                RegionKind::Alias(target) => roots.push(target.clone()),
+                RegionKind::Io(handler) | RegionKind::RomDevice(_, handler) => {
+                    handlers.extend(handler.take())
+                }
+                RegionKind::Container | RegionKind::Ram(_) | RegionKind::Rom(_) => {}
+            }
+            let children = std::mem::take(&mut region.0.state.lock().children);
+            roots.extend(children.iter().map(|c| c.region.clone()));
+            gone.extend(children);
+        }
+        for space in &spaces {
+            space.publish(FlatView::render(&space.inner.root));
+        }
+        drop(state);
+        drop((spaces, heard, handlers, gone));
+    }
+
     /// The spaces that are still in use, in the order they were made.
     pub fn spaces(&self) -> Vec<AddressSpace> {
         live_spaces(&self.0.lock.lock())

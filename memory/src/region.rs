@@ -11,6 +11,24 @@ use parking_lot::Mutex;
 use crate::access::{AccessRules, IoHandler};
 use crate::ram::RamBlock;
 
+/// Who answers for a region, until the machine is taken apart.
+#[derive(Clone)]
+pub struct Handler(Arc<Mutex<Option<Arc<dyn IoHandler>>>>);
+
+impl Handler {
+    fn new(handler: Arc<dyn IoHandler>) -> Self {
+        Self(Arc::new(Mutex::new(Some(handler))))
+    }
+
+    pub(crate) fn get(&self) -> Option<Arc<dyn IoHandler>> {
+        self.0.lock().clone()
+    }
+
+    pub(crate) fn take(&self) -> Option<Arc<dyn IoHandler>> {
+        self.0.lock().take()
+    }
+}
+
 /// What a region is.
 #[derive(Clone)]
 pub enum RegionKind {
@@ -21,9 +39,9 @@ pub enum RegionKind {
     /// Read directly; writes are dropped.
     Rom(Arc<RamBlock>),
     /// Read directly while in ROM mode, written through the handler: a flash chip.
-    RomDevice(Arc<RamBlock>, Arc<dyn IoHandler>),
+    RomDevice(Arc<RamBlock>, Handler),
     /// Registers.
-    Io(Arc<dyn IoHandler>),
+    Io(Handler),
     /// A window to another region.
     Alias(Region),
 }
@@ -129,12 +147,12 @@ impl Region {
     /// All of a block, read directly while in ROM mode; everything else goes to the handler.
     pub fn rom_device(name: impl Into<String>, block: Arc<RamBlock>, handler: Arc<dyn IoHandler>) -> Self {
         let size = block.len().into();
-        Self::new(name, size, RegionKind::RomDevice(block, handler), AccessRules::default(), 0)
+        Self::new(name, size, RegionKind::RomDevice(block, Handler::new(handler)), AccessRules::default(), 0)
     }
 
     /// Registers behind a handler.
     pub fn io(name: impl Into<String>, size: u64, handler: Arc<dyn IoHandler>, rules: AccessRules) -> Self {
-        Self::new(name, size.into(), RegionKind::Io(handler), rules, 0)
+        Self::new(name, size.into(), RegionKind::Io(Handler::new(handler)), rules, 0)
     }
 
     /// Registers of which some are doorbells: an engine may collect their writes and bring them to the handler a

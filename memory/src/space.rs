@@ -148,6 +148,11 @@ impl AddressSpace {
         self.inner.listeners.lock().retain(|l| !Arc::ptr_eq(l, listener));
     }
 
+    /// Takes all listeners off.
+    pub(crate) fn deafen(&self) -> Vec<Arc<dyn MemoryListener>> {
+        std::mem::take(&mut self.inner.listeners.lock())
+    }
+
     /// Makes `new` the current view if it differs, and tells the listeners. The map's lock is held.
     pub(crate) fn publish(&self, new: FlatView) {
         let old = self.view();
