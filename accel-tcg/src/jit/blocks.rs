@@ -114,7 +114,15 @@ pub(crate) struct Counts {
     pub lookups: u64,
     pub bails: u64,
     pub steps: u64,
+    /// CPU time of translations, and beside it that of making room for them, which is rare and dear.
     pub time: Duration,
+    pub making_room: Duration,
+}
+
+/// What this thread has had of the host's processors.
+pub(crate) fn cpu_time() -> Duration {
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 
 /// A processor's translations.

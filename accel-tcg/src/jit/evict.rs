@@ -8,7 +8,7 @@
 //! memory is at hand, in the host's page tables and mostly in its caches too.
 
 use super::arena::Part;
-use super::blocks::{Block, Hasher, Jit, hash};
+use super::blocks::{Block, Hasher, Jit, cpu_time, hash};
 use super::emit::{Recipe, Site};
 use super::home::Home;
 use crate::cache::covered;
@@ -70,12 +70,14 @@ impl Jit {
         }
         // Numbers are short; a chunk of the smallest blocks is full before.
         if !self.arena.fits(len) || self.chunks[self.arena.current()].blocks.len() >= (1 << WITHIN) - 1 {
+            let start = cpu_time();
             let present = self.arena.current();
             self.chunks[present].shrink();
             let waste = (0..self.chunks.len()).find(|n| *n != present && self.chunks[*n].is_waste());
             let to = waste.unwrap_or_else(|| self.arena.next_chunk());
             self.evict(home, to);
             self.arena.go_to(to);
+            self.counts.making_room += cpu_time().saturating_sub(start);
         }
         true
     }

@@ -20,8 +20,8 @@ mod settle;
 mod strings;
 mod stubs;
 
-pub(crate) use blocks::Jit;
 pub use blocks::host_text;
+pub(crate) use blocks::{Jit, cpu_time};
 pub(crate) use chaos::Chaos;
 pub use engine::JitEngine;
 pub(crate) use home::{Home, Jump};

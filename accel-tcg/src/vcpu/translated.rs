@@ -5,26 +5,19 @@ use super::build::Refused;
 use crate::cache::Cache;
 use crate::env::Fault;
 use crate::interp::t0::Exit;
-use crate::jit::{Jump, code as leave};
+use crate::jit::{Jump, code as leave, cpu_time};
 use crate::mmu::ExecPage;
 use crate::mode::key;
 use crate::show;
 use anura_accel::{InternalError, VcpuExit};
 use anura_x86::regs::rflags;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 /// Instructions that code which counts runs at most before it looks whether somebody wants attention.
 const PIECE: u64 = 1 << 16;
 
 /// The time of one in so many translations is taken, since to read the clock is dear.
 const SAMPLE: u64 = 16;
-
-/// What this thread has had of the host's processors.
-fn cpu_time() -> Duration {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
-}
 
 impl SoftVcpu {
     /// Runs translated code until something leaves to the loop.
@@ -272,11 +265,11 @@ impl SoftVcpu {
         if jit.functions != cache.functions || !jit.heat(host, rip, mode) {
             return;
         }
-        let start = cpu_time();
+        let start = cpu_time().saturating_sub(jit.counts.making_room);
         let Some((parts, sources)) = self.loop_at(page, rip) else { return };
         let Some(jit) = &mut self.jit else { return };
         jit.add_region(&parts, mode, &sources, cache.arena.as_mut(), &mut self.cpu);
-        jit.counts.time += cpu_time().saturating_sub(start);
+        jit.counts.time += cpu_time().saturating_sub(jit.counts.making_room + start);
         self.settle_bare(cache);
         self.catch_up(cache);
     }
@@ -297,7 +290,8 @@ impl SoftVcpu {
                 jit.functions = cache.functions;
             }
         }
-        let watch = self.jit.as_ref().is_some_and(|j| j.counts.blocks.is_multiple_of(SAMPLE)).then(cpu_time);
+        let sampled = self.jit.as_ref().filter(|j| j.counts.blocks.is_multiple_of(SAMPLE));
+        let watch = sampled.map(|j| cpu_time().saturating_sub(j.counts.making_room));
         let mut longest = self.longest;
         let id = loop {
             let made = self.build(host, page, (linear, self.cpu.env.rip), longest)?;
@@ -313,7 +307,8 @@ impl SoftVcpu {
             }
         };
         if let (Some(jit), Some(start)) = (&mut self.jit, watch) {
-            jit.counts.time += cpu_time().saturating_sub(start) * SAMPLE as u32;
+            let taken = cpu_time().saturating_sub(jit.counts.making_room + start);
+            jit.counts.time += taken * SAMPLE as u32;
         }
         self.settle_bare(cache);
         self.catch_up(cache);
