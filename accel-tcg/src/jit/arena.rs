@@ -66,8 +66,9 @@ impl Arena {
         let size = first + count * chunk;
         let fd = rustix::fs::memfd_create("anura-code", rustix::fs::MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, size as u64)?;
-        let rw = map(&fd, size, ProtFlags::READ | ProtFlags::WRITE)?;
-        let rx = match map(&fd, size, ProtFlags::READ | ProtFlags::EXEC) {
+        // Where code is only written, large pages would stay mapped for the sake of a few slots.
+        let rw = map(&fd, size, ProtFlags::READ | ProtFlags::WRITE, 0x1000)?;
+        let rx = match map(&fd, size, ProtFlags::READ | ProtFlags::EXEC, 0) {
             Ok(rx) => rx,
             Err(e) => {
                 // SAFETY: `rw` was mapped above with this length and nobody knows it.
@@ -141,7 +142,13 @@ impl Arena {
             self.turn = chunk;
         }
         self.current = chunk;
-        self.enlarge_pages(self.range(self.current).start);
+        let next = self.range(chunk);
+        self.enlarge_pages(next.start);
+        // All of it will be written soon. Hosts older than Linux 5.14 do it page by page.
+        // SAFETY: the range lies in the mapping, whose content stays.
+        let _ = unsafe {
+            madvise(self.rw.add(next.start).cast::<c_void>(), next.len(), Advice::LinuxPopulateWrite)
+        };
         if self.used[self.current] != [0; 3] {
             self.used[self.current] = [0; 3];
             serialise();
@@ -250,12 +257,12 @@ impl Drop for Arena {
     }
 }
 
-/// Maps a file whose first byte can begin a large page.
-fn map(fd: &OwnedFd, size: usize, prot: ProtFlags) -> std::io::Result<*mut c_void> {
-    let room = size + LARGE_PAGE;
+/// Maps a file so many bytes behind what can be the beginning of a large page.
+fn map(fd: &OwnedFd, size: usize, prot: ProtFlags, behind: usize) -> std::io::Result<*mut c_void> {
+    let room = size + LARGE_PAGE + behind;
     // SAFETY: a fresh inaccessible mapping at an address of the kernel's choice disturbs nobody.
     let all = unsafe { mmap_anonymous(ptr::null_mut(), room, ProtFlags::empty(), MapFlags::PRIVATE)? };
-    let skip = (all as usize).next_multiple_of(LARGE_PAGE) - all as usize;
+    let skip = (all as usize).next_multiple_of(LARGE_PAGE) - all as usize + behind;
     let at = all.wrapping_byte_add(skip);
     // SAFETY: the range lies inside of what was just mapped and nobody knows.
     let mapped = unsafe { mmap(at, size, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0) };
