@@ -16,9 +16,10 @@ fn shifts(b: &Block, o: &Op) -> bool {
 /// The flags that live before an operation, from those that live after it.
 fn before(b: &Block, o: &Op, after: u32) -> u32 {
     let info = o.op.info();
-    let after = if info.ends { flag::ALL } else { after };
-    let live = if shifts(b, o) { 0 } else { after & !o.flags_killed() | o.flags_read() };
-    if info.faults || info.ends { flag::ALL } else { live }
+    if info.faults || info.ends {
+        return flag::ALL;
+    }
+    if shifts(b, o) { 0 } else { after & !o.flags_killed() | o.flags_read() }
 }
 
 /// For each operation the flags that somebody may see after it before they are overwritten.
