@@ -533,6 +533,11 @@ fn straight(n: &mut Numbers, length: u64) -> Vec<u8> {
     o
 }
 
+/// Where a page of the data lies: not in order, so that whoever runs over the end of one is found out.
+fn physical(page: u64) -> u64 {
+    DATA + (page * 5 + 2) % 8 * 0x1000
+}
+
 struct Side {
     bed: TestBed,
     vm: Arc<dyn AccelVm>,
@@ -549,7 +554,7 @@ impl Side {
         for page in 0..8 {
             // The last is missing, one is read-only.
             let rights = [7, 7, 7, 7, 7, 7, 5, 0][page as usize];
-            bed.map_page(ROOT, &mut next, DATA + page * 0x1000, DATA + page * 0x1000 | rights);
+            bed.map_page(ROOT, &mut next, DATA + page * 0x1000, physical(page) | rights);
         }
         let vm = engine.create_vm(&bed.spaces, &bed.config).unwrap();
         let vcpu = vm.create_vcpu(0, CpuSignal::new()).unwrap();
@@ -568,14 +573,18 @@ impl Side {
         if old != code {
             self.bed.ram.write(CODE, code);
         }
-        self.bed.ram.write(DATA, data);
+        for (page, bytes) in (0..).zip(data.chunks(0x1000)) {
+            self.bed.ram.write(physical(page), bytes);
+        }
         self.vcpu.set_state(state).unwrap();
         let mut exit = self.vcpu.run(budget);
         if matches!(exit, VcpuExit::BudgetSpent) && matches!(budget, Budget::Unlimited) {
             exit = self.vcpu.run(budget);
         }
         let mut now = vec![0; data.len()];
-        self.bed.ram.read(DATA, &mut now);
+        for (page, bytes) in (0..).zip(now.chunks_mut(0x1000)) {
+            self.bed.ram.read(physical(page), bytes);
+        }
         (exit, self.vcpu.state(), now)
     }
 }

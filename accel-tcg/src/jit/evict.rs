@@ -95,7 +95,8 @@ impl Jit {
         if blocks.is_empty() {
             return;
         }
-        self.counts.chunks_evicted += 1;
+        // One that had lost them all before is only used again.
+        self.counts.chunks_evicted += u64::from(blocks.iter().any(Option::is_some));
         self.dropped += 1;
         let mut pages = Vec::new();
         for (n, b) in blocks.iter_mut().enumerate() {

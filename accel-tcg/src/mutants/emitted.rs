@@ -108,6 +108,11 @@ mod recording {
 
     pub fn slips(slip: Slip) -> bool {
         let Some(op) = NOW.get() else { return false };
+        // Elsewhere bits above an operand's width may be anything.
+        let extends = op == Opcode::Zext as u32 || op == Opcode::Sext as u32;
+        if slip == Slip::Extension && !extends {
+            return false;
+        }
         SEEN[op as usize].fetch_or(1 << slip as u32, Ordering::Relaxed);
         active() == FIRST + op * 32 + slip as u32
     }

@@ -49,6 +49,21 @@ impl Runner {
     }
 }
 
+/// Where a byte of the data lies: the pages are not in order, so that whoever runs over the end of one is found out.
+fn physical(offset: u64) -> u64 {
+    DATA_AT + offset % 0x1000 + (7 - 2 * (offset / 0x1000)) * 0x1000
+}
+
+/// Lengths of the parts of a range that are each in one page.
+fn pieces(offset: usize, len: usize) -> impl Iterator<Item = usize> {
+    let (mut at, end) = (offset, offset + len);
+    std::iter::from_fn(move || {
+        let next = end.min((at / 0x1000 + 1) * 0x1000);
+        let piece = next - std::mem::replace(&mut at, next);
+        (piece != 0).then_some(piece)
+    })
+}
+
 /// The machine and its processor.
 pub struct Guest {
     bed: TestBed,
@@ -74,7 +89,7 @@ impl Guest {
         for (page, rights) in [7, 7, 5 | 1 << 63].into_iter().enumerate() {
             let page = page as u64 * 0x1000;
             // Data cannot be executed on the host either.
-            bed.map_page(ROOT, &mut next, DATA + page, DATA_AT + page | rights | 1 << 63);
+            bed.map_page(ROOT, &mut next, DATA + page, physical(page) | rights | 1 << 63);
         }
         for v in 0..32u64 {
             let at = HIGH + HANDLERS + v * 16;
@@ -127,7 +142,12 @@ impl Guest {
 
     /// Reads data.
     pub fn data(&self, offset: usize, buf: &mut [u8]) {
-        self.bed.ram.read(DATA_AT + offset as u64, buf);
+        let mut at = offset;
+        for piece in pieces(offset, buf.len()) {
+            let bytes = &mut buf[at - offset..][..piece];
+            self.bed.ram.read(physical(at as u64), bytes);
+            at += piece;
+        }
     }
 
     /// Vector and x87 registers as they are.
@@ -137,7 +157,11 @@ impl Guest {
 
     /// Writes data.
     pub fn set_data(&mut self, offset: usize, bytes: &[u8]) {
-        self.bed.ram.write(DATA_AT + offset as u64, bytes);
+        let mut at = offset;
+        for piece in pieces(offset, bytes.len()) {
+            self.bed.ram.write(physical(at as u64), &bytes[at - offset..][..piece]);
+            at += piece;
+        }
     }
 
     /// Runs the instruction at an offset. Repeated string instructions run to their end.
@@ -190,7 +214,8 @@ fn translating(shared: Arc<VmShared>) -> SoftVcpu {
         by_blocks: false,
         numbers: Arc::default(),
         perf: None,
-        chaos: 0,
+        // Some accesses always go the long way.
+        chaos: 1,
         jumps_back: u32::MAX,
     };
     SoftVcpu::with_jit(shared, 0, CpuSignal::new(), setup).expect("memory for translated code")
