@@ -5,7 +5,6 @@
 //! zero page layout, and the x86/HVM direct boot ABI (PVH). An image is prepared once as pieces of memory and a
 //! CPU state, which are put in place again at each reset.
 
-use std::borrow::Cow;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -32,6 +31,8 @@ enum Contents {
 
 /// Parts of files that are at least this long are not kept in memory.
 const KEEP_BELOW: usize = 1 << 20;
+/// They are read in parts of this size, so that no image's worth of memory stays behind in the allocator.
+const PART: usize = 64 << 10;
 
 impl Piece {
     /// A piece with these bytes.
@@ -52,22 +53,42 @@ impl Piece {
         }
     }
 
-    /// The bytes. An error if they are a file's and it has changed since the machine was built.
-    pub fn bytes(&self) -> Result<Cow<'_, [u8]>, MachineError> {
-        match &self.contents {
-            Contents::Bytes(bytes) => Ok(Cow::Borrowed(bytes)),
-            Contents::File { path, offset, len, digest } => {
-                let mut bytes = vec![0; *len];
-                File::open(path).and_then(|file| file.read_exact_at(&mut bytes, *offset)).map_err(
-                    |source| MachineError::File { option: "boot image", path: path.clone(), source },
-                )?;
-                if blake3::hash(&bytes) != *digest {
-                    let why = "changed since the machine was started; start it anew".to_owned();
-                    return Err(MachineError::Image { option: "boot image", path: path.clone(), why });
-                }
-                Ok(Cow::Owned(bytes))
-            }
+    /// Gives the bytes to `put`, with the address of each part. An error if they are a file's and it has changed since
+    /// the machine was built; parts before the change have been given then.
+    pub fn each(
+        &self,
+        mut put: impl FnMut(u64, &[u8]) -> Result<(), MachineError>,
+    ) -> Result<(), MachineError> {
+        let (path, offset, len, digest) = match &self.contents {
+            Contents::Bytes(bytes) => return put(self.address, bytes),
+            Contents::File { path, offset, len, digest } => (path, *offset, *len, digest),
+        };
+        let failed = |source| MachineError::File { option: "boot image", path: path.clone(), source };
+        let file = File::open(path).map_err(failed)?;
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; PART];
+        for at in (0..len).step_by(PART) {
+            let part = &mut buffer[..PART.min(len - at)];
+            file.read_exact_at(part, offset + at as u64).map_err(failed)?;
+            hasher.update(part);
+            put(self.address + at as u64, part)?;
         }
+        if hasher.finalize() != *digest {
+            let why = "changed since the machine was started; start it anew".to_owned();
+            return Err(MachineError::Image { option: "boot image", path: path.clone(), why });
+        }
+        Ok(())
+    }
+
+    /// All bytes at once.
+    #[cfg(test)]
+    pub fn bytes(&self) -> Result<Vec<u8>, MachineError> {
+        let mut all = vec![];
+        self.each(|_, part| {
+            all.extend_from_slice(part);
+            Ok(())
+        })?;
+        Ok(all)
     }
 }
 
@@ -525,7 +546,7 @@ mod tests {
     }
 
     fn piece(image: &BootImage, address: u64) -> Vec<u8> {
-        image.pieces.iter().find(|p| p.address == address).unwrap().bytes().unwrap().into_owned()
+        image.pieces.iter().find(|p| p.address == address).unwrap().bytes().unwrap()
     }
 
     #[test]
@@ -551,7 +572,7 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let piece = Piece::of_file(0, &path, 3, &bytes[3..]);
         assert!(matches!(piece.contents, Contents::File { .. }));
-        assert!(*piece.bytes().unwrap() == bytes[3..]);
+        assert!(piece.bytes().unwrap() == bytes[3..]);
         std::fs::write(&path, vec![0; bytes.len()]).unwrap();
         assert!(piece.bytes().unwrap_err().to_string().contains("changed"));
         std::fs::remove_file(&path).unwrap();

@@ -447,15 +447,17 @@ impl Machine {
                 crate::firmware::post_legacy(&inner.pc);
             }
             for piece in &boot.pieces {
-                let bytes = piece.bytes()?;
-                let written = inner.pc.memory.write_bytes(piece.address, &bytes, anura_vmcore::Requester::Monitor);
-                if !written.is_ok() {
-                    return Err(MachineError::Config(format!(
-                        "-kernel: {:#x} bytes at {:#x} do not fit in guest memory; give the machine more with -m",
-                        bytes.len(),
-                        piece.address
-                    )));
-                }
+                piece.each(|address, bytes| {
+                    let from = anura_vmcore::Requester::Monitor;
+                    match inner.pc.memory.write_bytes(address, bytes, from).is_ok() {
+                        true => Ok(()),
+                        false => Err(MachineError::Config(format!(
+                            "-kernel: {:#x} bytes at {address:#x} do not fit in guest memory; give the machine \
+                             more with -m",
+                            bytes.len(),
+                        ))),
+                    }
+                })?;
             }
             for (n, vcpu) in turns.vcpus().enumerate() {
                 let mut state = vcpu.state();

@@ -263,7 +263,7 @@ mod tests {
         let loaded = boot(&image(ADDRESSES), Some(Path::new(&list))).unwrap();
         std::fs::remove_file(&module).unwrap();
         let info = loaded.pieces.iter().find(|p| p.address == u64::from(INFO)).unwrap();
-        let info = info.bytes().unwrap().into_owned();
+        let info = info.bytes().unwrap();
         let at = |n| u32_at(&info, n);
         let text = |n: u32| {
             let from = &info[(n - INFO) as usize..];
