@@ -388,15 +388,20 @@ impl SoftVcpu {
                 let rip = unsafe { (*self.cpu.t0.block).rip_of(insn) };
                 self.cpu.env.rip = rip;
                 self.cpu.env.icount += u64::from(insn);
-                self.cpu.t0.counts.faults += 1;
-                let f = self.cpu.t0.fault;
-                if f == Fault::FROZEN {
-                    self.cpu.env.halted = true;
-                    return None;
-                }
-                self.fault(f)
+                self.faulted()
             }
         }
+    }
+
+    /// The fault that an operation has left, at RIP.
+    fn faulted(&mut self) -> Option<VcpuExit> {
+        self.cpu.t0.counts.faults += 1;
+        let f = self.cpu.t0.fault;
+        if f == Fault::FROZEN {
+            self.cpu.env.halted = true;
+            return None;
+        }
+        self.fault(f)
     }
 
     fn fault(&mut self, f: Fault) -> Option<VcpuExit> {

@@ -5,10 +5,9 @@
 
 use super::exec::{self as x, *};
 use super::mem::{self as m};
-use super::t0::{Code, Handler, Site, T0, TEMP, TEMPS, ZERO, base_slot};
+use super::t0::{Code, Handler, Site, T0, TEMP, TEMPS, ZERO};
 use super::thunk;
-use crate::helpers::HelperArgs;
-use crate::ir::{Block, Help, Op, Opcode, Ref, Ty};
+use crate::ir::{Block, Op, Opcode, Ref, Ty};
 use crate::mode::key;
 use std::cell::Cell;
 use std::ptr;
@@ -115,154 +114,11 @@ macro_rules! by_cond {
     };
 }
 
+// Behind the macros, which they use.
+mod fused;
+mod operands;
+
 impl Lower<'_> {
-    fn emit(&mut self, run: Handler, t: T0) {
-        self.out.push(T0 { run, insn: self.insn, ..t });
-    }
-
-    fn blank(&self) -> T0 {
-        T0 { run: x::raise, imm: 0, d: 0, a: ZERO, b: ZERO, c: ZERO, x: 0, insn: self.insn, y: 0 }
-    }
-
-    fn fresh(&mut self) -> u8 {
-        // The front end keeps instructions well below this; a wrap would only reuse the oldest.
-        let s = TEMP + self.next % USABLE;
-        self.next += 1;
-        s
-    }
-
-    /// Computes a folded address after all.
-    fn materialize(&mut self, t: usize, p: Parts) -> u8 {
-        let d = self.fresh();
-        let o = T0 { imm: p.disp, d, a: p.a, b: p.b, c: p.c, x: p.x, ..self.blank() };
-        self.emit(x::ea::<u64, true>, o);
-        self.temps[t] = Temp::Slot(d);
-        d
-    }
-
-    /// The slot that holds a value; constants are put into one.
-    fn slot(&mut self, r: Ref, ty: Ty) -> u8 {
-        if let Some(n) = r.as_gpr() {
-            return n;
-        }
-        if let Some(n) = r.as_seg_base() {
-            return base_slot(n);
-        }
-        if let Some(n) = r.as_high() {
-            let d = self.fresh();
-            let o = T0 { d, b: n, ..self.blank() };
-            self.emit(x::ext_high, o);
-            return d;
-        }
-        if let Some(n) = r.as_seg_sel() {
-            let d = self.fresh();
-            let o = T0 { d, imm: n.into(), ..self.blank() };
-            self.emit(x::selector, o);
-            return d;
-        }
-        if let Some(v) = self.b.const_value(r) {
-            if v == 0 {
-                return ZERO;
-            }
-            let d = self.fresh();
-            let o = T0 { d, imm: v, ..self.blank() };
-            self.emit(x::mov::<u64, I>, o);
-            return d;
-        }
-        if let Some(t) = r.as_temp() {
-            self.uses[t as usize] = self.uses[t as usize].saturating_sub(1);
-            return match self.temps[t as usize] {
-                Temp::Slot(s) => s,
-                Temp::Address(p) => self.materialize(t as usize, p),
-                Temp::Nothing => ZERO,
-            };
-        }
-        let _ = ty;
-        ZERO
-    }
-
-    /// The second operand: a slot, or an immediate.
-    fn source(&mut self, r: Ref, ty: Ty) -> (u8, u64, bool) {
-        match self.b.const_value(r) {
-            Some(v) => (ZERO, v & ty.mask(), true),
-            None => (self.slot(r, ty), 0, false),
-        }
-    }
-
-    /// The parts of an address.
-    fn parts(&mut self, r: Ref) -> Parts {
-        if let Some(t) = r.as_temp()
-            && let Temp::Address(p) = self.temps[t as usize]
-        {
-            self.uses[t as usize] = self.uses[t as usize].saturating_sub(1);
-            return p;
-        }
-        if let Some(v) = self.b.const_value(r) {
-            return Parts { a: ZERO, b: ZERO, c: ZERO, x: 0, disp: v };
-        }
-        Parts { a: self.slot(r, Ty::I64), b: ZERO, c: ZERO, x: 0, disp: 0 }
-    }
-
-    /// The parts with a displacement that fits 32 bits, for operations with an immediate of their own.
-    fn short_parts(&mut self, r: Ref) -> Parts {
-        let p = self.parts(r);
-        if i64::from(p.disp as i32) as u64 == p.disp {
-            return p;
-        }
-        let d = self.fresh();
-        let o = T0 { imm: p.disp, d, a: p.a, b: p.b, c: p.c, x: p.x, ..self.blank() };
-        self.emit(x::ea::<u64, true>, o);
-        Parts { a: d, b: ZERO, c: ZERO, x: 0, disp: 0 }
-    }
-
-    /// The alignment check of user code that has it on.
-    fn align(&mut self, p: Parts, ty: Ty) {
-        if self.b.key & key::AC == 0 || matches!(ty, Ty::I8 | Ty::V128) {
-            return;
-        }
-        let t = T0 { imm: p.disp, a: p.a, b: p.b, c: p.c, x: p.x, d: ty.bytes() as u8 - 1, ..self.blank() };
-        self.emit(x::chk_align, t);
-    }
-
-    /// A place for the result, and whether it must be moved to a high byte afterwards.
-    fn dst(&mut self, r: Ref) -> (u8, Option<u8>) {
-        if let Some(n) = r.as_gpr() {
-            // Folded addresses that still have uses must see the register's old value.
-            for t in 0..self.temps.len() {
-                if let Temp::Address(p) = self.temps[t]
-                    && self.uses[t] > 0
-                    && (p.a == n || p.b == n || p.c == n)
-                {
-                    self.materialize(t, p);
-                }
-            }
-            return (n, None);
-        }
-        if let Some(n) = r.as_high() {
-            return (self.fresh(), Some(n));
-        }
-        if let Some(t) = r.as_temp() {
-            let s = self.fresh();
-            self.temps[t as usize] = Temp::Slot(s);
-            return (s, None);
-        }
-        (DUMMY, None)
-    }
-
-    /// Emits an operation that has a destination.
-    fn emit_dst(&mut self, run: Handler, dst: Ref, t: T0) {
-        let (d, high) = self.dst(dst);
-        self.emit(run, T0 { d, ..t });
-        self.insert_high(d, high);
-    }
-
-    fn insert_high(&mut self, from: u8, high: Option<u8>) {
-        if let Some(n) = high {
-            let o = T0 { d: n, b: from, ..self.blank() };
-            self.emit(x::ins_high, o);
-        }
-    }
-
     fn binary(&mut self, o: &Op, pick: impl Fn(Ty, bool, bool) -> Handler) {
         let a = self.slot(o.a, o.ty);
         let (b, imm, is_imm) = self.source(o.b, o.ty);
@@ -301,129 +157,6 @@ impl Lower<'_> {
             }
             _ => self.memory(o, o.b, pick(o.ty, false)),
         }
-    }
-
-    /// Several operations that have one of their own; how many were taken.
-    fn fused(&mut self, at: usize) -> usize {
-        let b = self.b;
-        let rest = &b.ops[at..];
-        let l64 = b.key & key::L64 != 0;
-        let is = |n: usize, op: Opcode| rest.get(n).is_some_and(|o| o.op == op);
-        let o = rest[0];
-        // Compare and branch.
-        if matches!(o.op, Opcode::Cmp | Opcode::Test) && o.attr.flags() && is(1, Opcode::Br) {
-            let br = rest[1];
-            let first = self.out.len();
-            let a = self.slot(o.a, o.ty);
-            let (bs, imm, is_imm) = self.source(o.b, o.ty);
-            let cond = br.imm as u8;
-            let sub = o.op == Opcode::Cmp;
-            let run = match sub {
-                true if is_imm => by_cond!(cond, |C| by_ty!(o.ty, |T| x::cmp_br::<SubOp, T, I, C>)),
-                true => by_cond!(cond, |C| by_ty!(o.ty, |T| x::cmp_br::<SubOp, T, R, C>)),
-                false if is_imm => by_cond!(cond, |C| by_ty!(o.ty, |T| x::cmp_br::<AndOp, T, I, C>)),
-                false => by_cond!(cond, |C| by_ty!(o.ty, |T| x::cmp_br::<AndOp, T, R, C>)),
-            };
-            let t = T0 { a, b: bs, imm, y: b.insns.len() as u16, ..self.blank() };
-            let half_run = match sub {
-                true => tsf!(o.ty, is_imm, true, |T, S, F| x::cmp::<SubOp, T, S, F>),
-                false => tsf!(o.ty, is_imm, true, |T, S, F| x::cmp::<AndOp, T, S, F>),
-            };
-            if br.insn != o.insn {
-                self.halves.push((self.out.len() as u32, T0 { run: half_run, ..t }));
-            }
-            let _ = first;
-            self.insn = br.insn;
-            self.emit(run, t);
-            return 2;
-        }
-        // Load and extend.
-        if o.op == Opcode::Ld
-            && b.key & key::AC == 0
-            && matches!(o.ty, Ty::I8 | Ty::I16 | Ty::I32)
-            && (is(1, Opcode::Zext) || is(1, Opcode::Sext))
-            && rest[1].a == o.dst
-            && rest[1].insn == o.insn
-            && o.dst.as_temp().is_some_and(|t| self.uses[t as usize] == 1)
-            && matches!(rest[1].ty, Ty::I32 | Ty::I64)
-            && rest[1].from_ty() == o.ty
-            && (rest[1].dst.as_gpr().is_some() || rest[1].dst.as_temp().is_some())
-        {
-            let e = rest[1];
-            let signed = e.op == Opcode::Sext;
-            let run = match (signed, e.ty == Ty::I64) {
-                (false, _) => by_ty!(o.ty, |T| m::ldx::<T, false, true>),
-                (true, false) => by_ty!(o.ty, |T| m::ldx::<T, true, false>),
-                (true, true) => by_ty!(o.ty, |T| m::ldx::<T, true, true>),
-            };
-            let p = self.parts(o.a);
-            let t = T0 { imm: p.disp, a: p.a, b: p.b, c: p.c, x: p.x, y: o.attr.0.into(), ..self.blank() };
-            self.emit_dst(run, e.dst, t);
-            return 2;
-        }
-        if !l64 || b.key & key::AC != 0 {
-            return 0;
-        }
-        let stack = |s: &Self, r: Ref, disp: i64| {
-            r.as_temp().is_some_and(|t| match s.temps[t as usize] {
-                Temp::Address(p) => {
-                    p.a == 4 && p.b == ZERO && p.c == ZERO && p.disp == disp as u64 && s.uses[t as usize] == 1
-                }
-                _ => false,
-            })
-        };
-        let rsp = Ref::gpr(4);
-        let adjusts = |n: usize| -> Option<u64> {
-            let a = rest.get(n)?;
-            (a.op == Opcode::Add
-                && a.ty == Ty::I64
-                && a.dst == rsp
-                && a.a == rsp
-                && !a.attr.flags()
-                && a.insn == o.insn)
-                .then(|| b.const_value(a.b))?
-        };
-        // PUSH.
-        if o.op == Opcode::St && o.ty == Ty::I64 && stack(self, o.a, -8) && adjusts(1) == Some(-8i64 as u64) {
-            let (bs, imm, is_imm) = self.source(o.b, Ty::I64);
-            let t = T0 { b: bs, imm, y: o.attr.0.into(), ..self.blank() };
-            self.emit(if is_imm { m::push64::<I> } else { m::push64::<R> }, t);
-            return 2;
-        }
-        if o.op == Opcode::Ld && o.ty == Ty::I64 && stack(self, o.a, 0) {
-            // POP.
-            if adjusts(1) == Some(8)
-                && is(2, Opcode::Mov)
-                && rest[2].a == o.dst
-                && rest[2].insn == o.insn
-                && rest[2].ty == Ty::I64
-                && rest[2].dst.as_gpr().is_some()
-            {
-                let t = T0 { y: o.attr.0.into(), ..self.blank() };
-                self.emit_dst(m::pop64, rest[2].dst, t);
-                return 3;
-            }
-            // RET.
-            if is(1, Opcode::ChkRip)
-                && rest[1].a == o.dst
-                && let Some(n) = adjusts(2)
-                && is(3, Opcode::JmpInd)
-                && rest[3].a == o.dst
-            {
-                let y = u16::from(o.attr.0) | (b.insns.len() as u16) << 8;
-                let t = T0 { imm: n, y, ..self.blank() };
-                self.emit(m::ret64, t);
-                return 4;
-            }
-        }
-        // Computed jump.
-        if o.op == Opcode::ChkRip && is(1, Opcode::JmpInd) && rest[1].a == o.a && o.a.as_pool().is_none() {
-            let a = self.slot(o.a, Ty::I64);
-            let t = T0 { a, y: b.insns.len() as u16, ..self.blank() };
-            self.emit(x::jmp_checked, t);
-            return 2;
-        }
-        0
     }
 
     #[allow(clippy::too_many_lines)]
@@ -800,27 +533,9 @@ pub(crate) fn lower(
     let mut arena = arena;
     let thunks: Box<[thunk::Opaque]> =
         b.opaques.iter().map(|o| thunk::prepare(arena.as_deref_mut(), &o.bytes, b.key)).collect();
-    let mask = if b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
-    let mut sites = Vec::with_capacity(b.calls.len());
-    for (n, c) in b.calls.iter().enumerate() {
-        let insn = b.ops.iter().find(|o| o.op == Opcode::Helper && o.imm as usize == n).map_or(0, |o| o.insn);
-        let at = b.insns.get(insn as usize).copied().unwrap_or_default();
-        let rip = b.va.wrapping_add(at.off.into()) & mask;
-        let args = HelperArgs {
-            imm: c.imm,
-            next_rip: rip.wrapping_add(at.len.into()) & mask,
-            reg: c.reg,
-            reg2: c.reg2,
-            size: c.size,
-            asize: c.asize,
-            rep: c.rep,
-            mem: c.mem,
-            ..HelperArgs::default()
-        };
-        let help = Help::ALL.get(c.id as usize).copied().unwrap_or(Help::Serialize);
-        sites.push(Site { rip, help, run: crate::helpers::routine(help), args });
-    }
-    let sites = sites.into_boxed_slice();
+    let user = |n: usize| b.ops.iter().find(|o| o.op == Opcode::Helper && o.imm as usize == n);
+    let sites: Box<[Site]> =
+        (0..b.calls.len()).map(|n| Site::new(b, n, user(n).map_or(0, |o| o.insn))).collect();
     let mut uses = vec![0u16; b.temps as usize];
     for o in &b.ops {
         for r in [o.a, o.b, o.c] {
@@ -885,67 +600,4 @@ pub(crate) fn lower(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::frontend::blocks;
-    use crate::frontend::effects::Features;
-    use crate::interp::thunk::Arena;
-    use crate::{ir, opt};
-
-    /// Numbers that look random and are the same in every run.
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn next(&mut self) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-        }
-    }
-
-    #[test]
-    fn any_bytes_in_any_mode_become_a_block_that_holds_the_rules() {
-        let mut n = Numbers(0x1234_5678_9abc_def1);
-        let mut features = Features::all();
-        let mut arena = Arena::new().ok();
-        let prefixes = [0x66, 0xf2, 0xf3, 0x67, 0xf0, 0x48, 0x64, 0xc4, 0xc5, 0x0f, 0x0f, 0x0f];
-        for round in 0..60_000u64 {
-            let mut bytes = [0u8; 48];
-            for b in &mut bytes {
-                let r = n.next();
-                *b = if r & 0x300 == 0 { prefixes[(r >> 16) as usize % prefixes.len()] } else { r as u8 };
-            }
-            let key = n.next() as u32 & 0x1f_ffff;
-            // 64-bit code is flat and in protected mode.
-            let key = if key & key::L64 != 0 {
-                key & !(key::CODE32 | key::STACK32 | key::V86) | key::PROT
-            } else {
-                key
-            };
-            features.amd = round & 1 != 0;
-            let va = n.next() & if key & key::L64 != 0 { 0x7fff_ffff_ffff } else { 0xffff_ffff };
-            let second = || -> Result<[u8; 15], ()> { Ok([0x90; 15]) };
-            let max = 1 + (round % 64) as usize;
-            let built = blocks::build(&bytes, second, (0x1000, va, key), &features, max).unwrap();
-            let mut block = built.block;
-            let show =
-                |b: &Block, e: ir::verify::Broken| panic!("{e}: {bytes:02x?}\n{}", ir::print::block(b));
-            if let Err(e) = ir::verify::block(&block) {
-                show(&block, e);
-            }
-            opt::flags::run(&mut block, opt::flags::Runner::Interpreter);
-            if let Err(e) = ir::verify::block(&block) {
-                show(&block, e);
-            }
-            let text = ir::print::block(&block);
-            let again = ir::parse::block(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
-            assert_eq!(ir::print::block(&again), text);
-            if arena.as_ref().is_some_and(Arena::full) {
-                arena = Arena::new().ok();
-            }
-            let code = lower(&block, arena.as_mut(), key, None);
-            assert!(!code.ops.is_empty());
-        }
-    }
-}
+mod tests;

@@ -2,7 +2,8 @@
 
 use crate::env::{Cpu, Env, Fault};
 use crate::helpers::{Flow, HelperArgs};
-use crate::ir::Help;
+use crate::ir::{Block, Help};
+use crate::mode::key;
 use std::cell::Cell;
 use std::mem::offset_of;
 use std::ptr;
@@ -61,6 +62,29 @@ pub(crate) struct Site {
     pub help: Help,
     pub run: fn(&mut Cpu, &HelperArgs) -> Result<Flow, Fault>,
     pub args: HelperArgs,
+}
+
+impl Site {
+    /// The site of call `n` of a block, which is made by instruction `insn`.
+    pub fn new(b: &Block, n: usize, insn: u8) -> Self {
+        let c = &b.calls[n];
+        let insn = b.insns.get(insn as usize).copied().unwrap_or_default();
+        let mask = if b.key & key::L64 != 0 { !0 } else { 0xffff_ffff };
+        let rip = b.va.wrapping_add(insn.off.into()) & mask;
+        let help = Help::ALL.get(c.id as usize).copied().unwrap_or(Help::Serialize);
+        let args = HelperArgs {
+            imm: c.imm,
+            next_rip: rip.wrapping_add(insn.len.into()) & mask,
+            reg: c.reg,
+            reg2: c.reg2,
+            size: c.size,
+            asize: c.asize,
+            rep: c.rep,
+            mem: c.mem,
+            ..HelperArgs::default()
+        };
+        Site { rip, help, run: crate::helpers::routine(help), args }
+    }
 }
 
 /// A translated block, ready to run.

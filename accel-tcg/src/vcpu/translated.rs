@@ -154,15 +154,7 @@ impl SoftVcpu {
     /// What a helper or an interpreted instruction has left behind.
     pub(super) fn left(&mut self) -> Option<VcpuExit> {
         match self.cpu.t0.exit {
-            Exit::Fault(_) => {
-                self.cpu.t0.counts.faults += 1;
-                let f = self.cpu.t0.fault;
-                if f == Fault::FROZEN {
-                    self.cpu.env.halted = true;
-                    return None;
-                }
-                self.fault(f)
-            }
+            Exit::Fault(_) => self.faulted(),
             _ => self.finish(),
         }
     }

@@ -17,12 +17,17 @@ impl Emit<'_> {
         if self.options.counted {
             return;
         }
+        self.look_for_attention();
+        let j = self.out.hot.jcc(Cond::Nz);
+        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
+        self.leave_cold(rip, code::POLL);
+    }
+
+    /// Sets ZF unless attention is wanted.
+    pub(super) fn look_for_attention(&mut self) {
         let hot = &mut self.out.hot;
         hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
         hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
-        let j = hot.jcc(Cond::Nz);
-        self.fix_hot(j, To::Cold(self.out.cold.len() as u32));
-        self.leave_cold(rip, code::POLL);
     }
 
     /// Leaves to a constant RIP.

@@ -425,15 +425,13 @@ impl<'a> Emit<'a> {
                 if self.options.counted {
                     return self.lead(Leads::Inside(v));
                 }
-                let hot = &mut self.out.hot;
-                hot.mov_r_rm(Ty::I64, reg::R10, Rm::Mem(Mem::env(at::POLL)));
-                hot.alu_rm_i(alu::CMP, Ty::I32, Rm::Mem(Mem::base(reg::R10, 0)), 0);
+                self.look_for_attention();
                 if written {
-                    let j = hot.jcc(Cond::Z);
+                    let j = self.out.hot.jcc(Cond::Z);
                     self.fix_hot(j, To::Label(label));
                     return self.lead(Leads::Loop(rip, code::POLL));
                 }
-                let j = hot.jcc(Cond::Nz);
+                let j = self.out.hot.jcc(Cond::Nz);
                 let label = self.edge_to(Leads::Loop(rip, code::POLL));
                 self.fix_hot(j, To::Label(label));
                 self.lead(Leads::Inside(v));

@@ -233,9 +233,7 @@ impl Emit<'_> {
         if f {
             self.override_begin(flag::ZF);
         }
-        if o.attr.lock() && self.options.smp {
-            self.out.hot.bytes.push(0xf0);
-        }
+        self.lock_prefix(o);
         self.out.hot.map1(o.ty, 0xc7, 1, Rm::Mem(CHECKED));
         self.hold = [Hold::Free; 2];
         if f {

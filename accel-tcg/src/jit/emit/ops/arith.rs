@@ -23,6 +23,18 @@ impl Emit<'_> {
         true
     }
 
+    /// Where the destination is the first operand, and can be changed as it is.
+    fn in_place(&self, o: &Op) -> Option<Rm> {
+        match o.dst.as_gpr() {
+            Some(n) if o.dst == o.a => match self.pin(n) {
+                Some(d) => Some(Rm::Reg(d)),
+                None if o.ty != Ty::I32 => Some(Rm::Mem(Mem::env(at::gpr(n)))),
+                None => None,
+            },
+            _ => None,
+        }
+    }
+
     /// ADD, SUB, AND, OR, XOR.
     pub(super) fn arith(&mut self, index: usize, o: &Op, op: u8, k: u32) {
         let f = o.attr.flags();
@@ -35,15 +47,7 @@ impl Emit<'_> {
                 b_loc = self.place(o.b, o.ty, o.dst, at::CC_B);
             }
         }
-        // In place where the destination is the first operand.
-        let target = match o.dst.as_gpr() {
-            Some(n) if o.dst == o.a => match self.pin(n) {
-                Some(d) => Some(Rm::Reg(d)),
-                None if o.ty != Ty::I32 => Some(Rm::Mem(Mem::env(at::gpr(n)))),
-                None => None,
-            },
-            _ => None,
-        };
+        let target = self.in_place(o);
         let imm = self.imm(o.b, o.ty);
         let result = match target {
             Some(t) => {
@@ -192,14 +196,7 @@ impl Emit<'_> {
             Opcode::Inc => (4, 0),
             _ => (4, 1),
         };
-        let target = match o.dst.as_gpr() {
-            Some(n) if o.dst == o.a => match self.pin(n) {
-                Some(d) => Some(Rm::Reg(d)),
-                None if o.ty != Ty::I32 => Some(Rm::Mem(Mem::env(at::gpr(n)))),
-                None => None,
-            },
-            _ => None,
-        };
+        let target = self.in_place(o);
         let neg = f && o.op == Opcode::Neg;
         if neg {
             self.fl = Fl::Env { carry: false };

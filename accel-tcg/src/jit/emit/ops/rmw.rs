@@ -6,14 +6,14 @@ use super::ALL;
 use crate::interp::flags::kind;
 use crate::ir::op::flag;
 use crate::ir::{Cond, Op, Opcode, Ref, Ty};
-use crate::jit::asm::{Mem, Rm, alu, reg};
+use crate::jit::asm::{Mem, Reg, Rm, alu, reg};
 
 impl Emit<'_> {
     /// An operation on memory whose old value nobody wants.
     pub(super) fn rmw(&mut self, o: &Op) {
         use Opcode::*;
         let f = o.attr.flags();
-        let lock = o.attr.lock() && self.options.smp;
+        let lock = self.locks(o);
         let wants_old = o.dst.as_temp().is_some_and(|t| self.uses[t as usize] > 0);
         if f && matches!(o.op, RmwBts | RmwBtr | RmwBtc) {
             self.materialize();
@@ -37,18 +37,10 @@ impl Emit<'_> {
         if wants_old {
             // XCHG or XADD of another shape: through a register that receives the old value.
             let s = self.copy(value, o.ty);
-            if o.op == RmwXchg {
-                self.out.hot.xchg(o.ty, Rm::Mem(m), s);
-            } else {
-                if lock {
-                    self.out.hot.bytes.push(0xf0);
-                }
-                self.out.hot.map1_sized(o.ty, 0xc0, s, Rm::Mem(m));
-                self.host = 0;
-                if f {
-                    self.hold = [Hold::Op; 2];
-                    self.save_host_flags();
-                }
+            self.swap(o, m, s);
+            if o.op != RmwXchg && f {
+                self.hold = [Hold::Op; 2];
+                self.save_host_flags();
             }
             return self.put(o.dst, o.ty, s);
         }
@@ -86,9 +78,7 @@ impl Emit<'_> {
         }
         if step {
             self.carry_to_b();
-            if lock {
-                self.out.hot.bytes.push(0xf0);
-            }
+            self.lock_prefix(o);
             self.out.hot.group4(u8::from(o.op == RmwDec), o.ty, Rm::Mem(m));
             // The carry that was kept, in the host's own.
             self.keep_carry();
@@ -113,17 +103,13 @@ impl Emit<'_> {
             };
             match imm {
                 Some(v) => {
-                    if lock {
-                        self.out.hot.bytes.push(0xf0);
-                    }
+                    self.lock_prefix(o);
                     self.out.hot.bt_i(n, o.ty, Rm::Mem(m), v as u8 & (o.ty.bits() as u8 - 1));
                 }
                 None => {
                     let s = self.copy(value, o.ty);
                     self.out.hot.alu_rm_i(alu::AND, Ty::I32, Rm::Reg(s), o.ty.bits() as i32 - 1);
-                    if lock {
-                        self.out.hot.bytes.push(0xf0);
-                    }
+                    self.lock_prefix(o);
                     self.out.hot.bt_r(n, o.ty, Rm::Mem(m), s);
                 }
             }
@@ -136,9 +122,7 @@ impl Emit<'_> {
             return;
         }
         let s = if op < 8 && imm.is_none() { Some(self.reg(value, o.ty)) } else { None };
-        if lock {
-            self.out.hot.bytes.push(0xf0);
-        }
+        self.lock_prefix(o);
         match (o.op, imm, s) {
             (RmwInc, ..) => self.out.hot.group4(0, o.ty, Rm::Mem(m)),
             (RmwDec, ..) => self.out.hot.group4(1, o.ty, Rm::Mem(m)),
@@ -152,6 +136,28 @@ impl Emit<'_> {
             return;
         }
         self.after_rmw(f);
+    }
+
+    /// Whether an operation needs the bus lock: without other processors nobody can tell.
+    fn locks(&self, o: &Op) -> bool {
+        o.attr.lock() && self.options.smp
+    }
+
+    /// Begins a host instruction that is locked if the operation is to be.
+    pub(in super::super) fn lock_prefix(&mut self, o: &Op) {
+        if self.locks(o) {
+            self.out.hot.bytes.push(0xf0);
+        }
+    }
+
+    /// XCHG or XADD of memory and a register.
+    fn swap(&mut self, o: &Op, m: Mem, s: Reg) {
+        if o.op == Opcode::RmwXchg {
+            return self.out.hot.xchg(o.ty, Rm::Mem(m), s);
+        }
+        self.lock_prefix(o);
+        self.out.hot.map1_sized(o.ty, 0xc0, s, Rm::Mem(m));
+        self.host = 0;
     }
 
     fn after_rmw(&mut self, f: bool) {
@@ -183,21 +189,12 @@ impl Emit<'_> {
         self.before_write(mov.dst, index, if f { ALL } else { 0 });
         self.check(o.a, o.ty.bytes(), true, o.attr);
         let m = self.collapse();
-        let lock = o.attr.lock() && self.options.smp;
         let s = match mov.dst.as_gpr().and_then(|n| self.pin(n)) {
             // A 32-bit exchange clears the upper half, as the guest's does.
             Some(d) => d,
             None => self.copy(o.b, o.ty),
         };
-        if o.op == Opcode::RmwXchg {
-            self.out.hot.xchg(o.ty, Rm::Mem(m), s);
-        } else {
-            if lock {
-                self.out.hot.bytes.push(0xf0);
-            }
-            self.out.hot.map1_sized(o.ty, 0xc0, s, Rm::Mem(m));
-            self.host = 0;
-        }
+        self.swap(o, m, s);
         if mov.dst.as_gpr().and_then(|n| self.pin(n)).is_none() {
             self.put(mov.dst, o.ty, s);
         }
@@ -217,9 +214,7 @@ impl Emit<'_> {
                 (m, self.reg(o.c, o.ty))
             }
         };
-        if o.attr.lock() && self.options.smp {
-            self.out.hot.bytes.push(0xf0);
-        }
+        self.lock_prefix(o);
         self.out.hot.map1_sized(o.ty, 0xb0, s, Rm::Mem(m));
         self.hold = [Hold::Free; 2];
         self.save_host_flags();
