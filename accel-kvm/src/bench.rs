@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anura_accel::{AccelVm, Budget, CpuPlatform, LocalApic, Pending, Vcpu, VmConfig, VmSpaces};
+use anura_accel::quiet::EmptyBoard;
+use anura_accel::{AccelVm, Budget, Vcpu, VmConfig, VmSpaces};
 use anura_memory::{Access, AccessRules, IoHandler, MemoryMap, RamBlock, Region};
 use anura_vmcore::{Clock, CpuSignal};
 use anura_x86::{CpuModel, FeatureSet, Topology};
@@ -13,62 +14,6 @@ use kvm_bindings::*;
 use crate::host::RunPage;
 use crate::scripted::Scripted;
 use crate::{Choice, Irqchip, Stepping, vm::KvmVm};
-
-/// A board with nothing to say.
-struct Quiet;
-
-impl LocalApic for Quiet {
-    fn sync(&self) -> Pending {
-        Pending::default()
-    }
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&self) -> bool {
-        false
-    }
-    fn take_init(&self) -> bool {
-        false
-    }
-    fn take_sipi(&self) -> Option<u8> {
-        None
-    }
-    fn tpr(&self) -> u8 {
-        0
-    }
-    fn set_tpr(&self, _: u8) {}
-    fn base(&self) -> u64 {
-        0xfee0_0900
-    }
-    fn set_base(&self, _: u64) -> bool {
-        true
-    }
-    fn mmio_read(&self, _: u32) -> u32 {
-        0
-    }
-    fn mmio_write(&self, _: u32, _: u32) {}
-    fn msr_read(&self, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u64) -> bool {
-        false
-    }
-}
-
-impl CpuPlatform for Quiet {
-    fn apic(&self, _: u32) -> &dyn LocalApic {
-        self
-    }
-    fn rdmsr(&self, _: u32, _: u32) -> Option<u64> {
-        None
-    }
-    fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
-        false
-    }
-    fn ferr(&self, _: bool) -> bool {
-        false
-    }
-}
 
 #[derive(Default)]
 struct Register(AtomicU64);
@@ -117,7 +62,7 @@ pub fn exit(mmio: bool, split: bool, exits: u64) -> Result<Duration, String> {
         ram: vec![],
     };
     let config = VmConfig {
-        platform: Arc::new(Quiet),
+        platform: Arc::new(EmptyBoard::default()),
         model: CpuModel::named("qemu64", &FeatureSet::available()).map_err(|e| e.to_string())?,
         topology: Topology::default(),
         tsc_khz: 1_000_000,

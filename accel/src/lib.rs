@@ -14,6 +14,7 @@ use anura_vmcore::{Clock, CpuSignal, HostApics, ResetKind};
 use anura_x86::apic::ApicImage;
 use anura_x86::{CpuModel, CpuState, FeatureSet, Topology};
 
+pub mod quiet;
 pub mod scripted;
 pub mod verify;
 

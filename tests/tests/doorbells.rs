@@ -4,67 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anura_accel::{Accelerator, Budget, CpuPlatform, LocalApic, Pending, Vcpu, VcpuExit, VmConfig, VmSpaces};
+use anura_accel::quiet::EmptyBoard;
+use anura_accel::{Accelerator, Budget, Vcpu, VcpuExit, VmConfig, VmSpaces};
 use anura_accel_kvm::Kvm;
 use anura_accel_tcg::Interp;
 use anura_memory::{Access, AccessRules, Doorbell, IoHandler, MemoryMap, RamBlock, Region};
 use anura_vmcore::{Clock, CpuSignal, Width};
 use anura_x86::{CpuModel, CpuState, FeatureSet, Topology};
-
-struct Quiet;
-
-impl LocalApic for Quiet {
-    fn sync(&self) -> Pending {
-        Pending::default()
-    }
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn take_nmi(&self) -> bool {
-        false
-    }
-    fn take_init(&self) -> bool {
-        false
-    }
-    fn take_sipi(&self) -> Option<u8> {
-        None
-    }
-    fn tpr(&self) -> u8 {
-        0
-    }
-    fn set_tpr(&self, _: u8) {}
-    fn base(&self) -> u64 {
-        0xfee0_0900
-    }
-    fn set_base(&self, _: u64) -> bool {
-        true
-    }
-    fn mmio_read(&self, _: u32) -> u32 {
-        0
-    }
-    fn mmio_write(&self, _: u32, _: u32) {}
-    fn msr_read(&self, _: u32) -> Option<u64> {
-        None
-    }
-    fn msr_write(&self, _: u32, _: u64) -> bool {
-        false
-    }
-}
-
-impl CpuPlatform for Quiet {
-    fn apic(&self, _: u32) -> &dyn LocalApic {
-        self
-    }
-    fn rdmsr(&self, _: u32, _: u32) -> Option<u64> {
-        None
-    }
-    fn wrmsr(&self, _: u32, _: u32, _: u64) -> bool {
-        false
-    }
-    fn ferr(&self, _: bool) -> bool {
-        false
-    }
-}
 
 /// Counts writes of 0x77 to its register 2, and of anything to the others.
 #[derive(Default)]
@@ -119,7 +65,7 @@ fn run(engine: &dyn Accelerator) -> (Counts, Exits) {
     };
     spaces.clock.resume();
     let config = VmConfig {
-        platform: Arc::new(Quiet),
+        platform: Arc::new(EmptyBoard::default()),
         model: CpuModel::named("qemu64", &FeatureSet::available()).unwrap(),
         topology: Topology::default(),
         tsc_khz: engine.probe().unwrap().tsc_khz.unwrap_or(1_000_000),
