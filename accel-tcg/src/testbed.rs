@@ -11,6 +11,19 @@ use anura_x86::segment::index::{CS, SS};
 use anura_x86::{CpuModel, FeatureSet, Segment, TableReg, Topology};
 use std::sync::Arc;
 
+/// Numbers that look random and are the same in every run.
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The next.
+    pub fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
 /// Spaces and configuration of the machine.
 pub struct TestBed {
     /// The RAM.

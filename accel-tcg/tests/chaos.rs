@@ -1,21 +1,10 @@
 //! Random bytes as guest code in every mode: nothing a guest executes may panic the engine or make it give up.
 
 use anura_accel::{Budget, Vcpu, VcpuExit};
-use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
+use anura_accel_tcg::testbed::{Numbers, TestBed, enter_long_mode};
 use anura_accel_tcg::vcpu::SoftVcpu;
 use anura_vmcore::CpuSignal;
 use anura_x86::{CpuState, Segment};
-
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
 
 const BASE: u64 = 0x1_0000;
 const PAGES: u64 = 32;
@@ -27,13 +16,13 @@ fn fill(bed: &TestBed, n: &mut Numbers) {
         0x41,
     ];
     for at in (0..PAGES * 0x1000).step_by(8) {
-        let r = n.next();
+        let r = n.bits();
         let mut b = r.to_le_bytes();
         if r & 7 == 0 {
-            b = (BASE + n.next() % (PAGES * 0x1000)).to_le_bytes();
+            b = (BASE + n.bits() % (PAGES * 0x1000)).to_le_bytes();
         } else {
             for x in &mut b {
-                let k = n.next();
+                let k = n.bits();
                 if k & 1 == 0 {
                     *x = common[(k >> 8) as usize % common.len()];
                 }
@@ -63,11 +52,11 @@ fn round(seed: u64, instructions: u64) {
                 cpu.env.cr4 |= 1 << 18;
                 cpu.env.xcr0 = 7;
                 // Masked and unmasked exceptions.
-                cpu.env.fpu.set_fcw(if n.next() & 3 == 0 { 0x340 } else { 0x37f });
-                cpu.env.fpu.set_mxcsr(if n.next() & 3 == 0 { 0x8000 } else { 0x1f80 });
-                cpu.env.idtr.base = BASE + n.next() % (PAGES * 0x1000);
+                cpu.env.fpu.set_fcw(if n.bits() & 3 == 0 { 0x340 } else { 0x37f });
+                cpu.env.fpu.set_mxcsr(if n.bits() & 3 == 0 { 0x8000 } else { 0x1f80 });
+                cpu.env.idtr.base = BASE + n.bits() % (PAGES * 0x1000);
                 cpu.env.idtr.limit = 0xfff;
-                cpu.env.eflags_sys = n.next() & 0x24_4600;
+                cpu.env.eflags_sys = n.bits() & 0x24_4600;
                 cpu.after_load();
             }
             _ => {
@@ -79,7 +68,7 @@ fn round(seed: u64, instructions: u64) {
                         2 => Segment::new(selector, BASE, 0xffff, if i == 1 { 0x9b } else { 0x93 }),
                         3 => Segment::new(8, BASE, 0xffff, if i == 1 { 0x9b } else { 0x93 }),
                         _ => {
-                            Segment::new(8, n.next() & 0xfff, 0xf_ffff, if i == 1 { 0x409b } else { 0x4093 })
+                            Segment::new(8, n.bits() & 0xfff, 0xf_ffff, if i == 1 { 0x409b } else { 0x4093 })
                         }
                     };
                 }
@@ -93,16 +82,16 @@ fn round(seed: u64, instructions: u64) {
         }
         let env = &mut vcpu.cpu().env;
         for r in &mut env.gpr {
-            *r = match n.next() & 3 {
-                0 => n.next(),
-                1 => n.next() & 0xff,
-                _ => BASE + n.next() % (PAGES * 0x1000),
+            *r = match n.bits() & 3 {
+                0 => n.bits(),
+                1 => n.bits() & 0xff,
+                _ => BASE + n.bits() % (PAGES * 0x1000),
             };
         }
         env.rip = match mode {
-            0 | 1 => BASE + n.next() % (PAGES * 0x1000),
-            4 => BASE + n.next() % 0x8000,
-            _ => n.next() & 0xffff,
+            0 | 1 => BASE + n.bits() % (PAGES * 0x1000),
+            4 => BASE + n.bits() % 0x8000,
+            _ => n.bits() & 0xffff,
         };
         for _ in 0..4 {
             match vcpu.run(Budget::Instructions(instructions)) {
@@ -110,7 +99,7 @@ fn round(seed: u64, instructions: u64) {
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
-        if n.next() & 15 == 0 {
+        if n.bits() & 15 == 0 {
             fill(&bed, &mut n);
         }
     }

@@ -4,22 +4,11 @@
 //! `ANURA_CHAOS=N` runs N seeds per mode.
 
 use anura_accel::{AccelVm, Accelerator, Budget, Vcpu, VcpuExit};
-use anura_accel_tcg::testbed::{TestBed, enter_long_mode};
+use anura_accel_tcg::testbed::{Numbers, TestBed, enter_long_mode};
 use anura_accel_tcg::{Interp, JitEngine, generated_code};
 use anura_vmcore::CpuSignal;
 use anura_x86::{CpuState, Segment};
 use std::sync::Arc;
-
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
 
 const BASE: u64 = 0x1_0000;
 const PAGES: u64 = 16;
@@ -35,9 +24,9 @@ fn code(n: &mut Numbers) -> Vec<u8> {
     ];
     let mut bytes = Vec::new();
     while (bytes.len() as u64) < BYTES {
-        let r = n.next();
+        let r = n.bits();
         if r & 7 == 0 {
-            bytes.extend((BASE + n.next() % BYTES).to_le_bytes());
+            bytes.extend((BASE + n.bits() % BYTES).to_le_bytes());
             continue;
         }
         if r & 0x78 == 0 {
@@ -46,7 +35,7 @@ fn code(n: &mut Numbers) -> Vec<u8> {
             continue;
         }
         for mut x in r.to_le_bytes() {
-            let k = n.next();
+            let k = n.bits();
             if k & 3 != 0 {
                 x = common[(k >> 8) as usize % common.len()];
             }
@@ -89,11 +78,11 @@ fn begin(n: &mut Numbers, bed: &TestBed, mode: u64) -> CpuState {
     if mode < 2 {
         let mut cpu = bed.cpu();
         enter_long_mode(&mut cpu, ROOT, if mode == 0 { 3 } else { 0 });
-        cpu.env.fpu.set_fcw(if n.next() & 3 == 0 { 0x340 } else { 0x37f });
-        cpu.env.fpu.set_mxcsr(if n.next() & 3 == 0 { 0x8000 } else { 0x1f80 });
+        cpu.env.fpu.set_fcw(if n.bits() & 3 == 0 { 0x340 } else { 0x37f });
+        cpu.env.fpu.set_mxcsr(if n.bits() & 3 == 0 { 0x8000 } else { 0x1f80 });
         cpu.after_load();
         s = cpu.save_state();
-        s.rflags = n.next() & 0x4_06d5 | 2;
+        s.rflags = n.bits() & 0x4_06d5 | 2;
         s.idtr.limit = 0xfff;
     } else {
         let small = mode != 4;
@@ -101,36 +90,36 @@ fn begin(n: &mut Numbers, bed: &TestBed, mode: u64) -> CpuState {
             let code = i == 1 && mode != 5;
             let (kind, dpl) = (if code { 0x9b } else { 0x93 }, if mode == 5 { 0x60 } else { 0 });
             *seg = match mode {
-                4 => Segment::new(8, n.next() & 0xfff, 0xf_ffff, kind | 0x4000),
-                3 if i == 2 => Segment::new(8, BASE, 0xffff, kind | 0x4000 & n.next() as u32),
+                4 => Segment::new(8, n.bits() & 0xfff, 0xf_ffff, kind | 0x4000),
+                3 if i == 2 => Segment::new(8, BASE, 0xffff, kind | 0x4000 & n.bits() as u32),
                 _ => Segment::new((BASE >> 4) as u16, BASE, 0xffff, kind | dpl),
             };
         }
         if mode > 2 {
             s.cr0 |= 1;
         }
-        s.rflags = n.next() & 0x6d5 | 2;
+        s.rflags = n.bits() & 0x6d5 | 2;
         if mode == 5 {
             s.rflags |= 0x2_3000;
         }
         s.idtr.limit = if small { 0x3ff } else { 0x7ff };
     }
-    s.idtr.base = BASE + n.next() % (BYTES / 2);
+    s.idtr.base = BASE + n.bits() % (BYTES / 2);
     for r in &mut s.gpr {
-        *r = match n.next() & 3 {
-            0 => n.next(),
-            1 => n.next() & 0xff,
-            _ => BASE + n.next() % BYTES,
+        *r = match n.bits() & 3 {
+            0 => n.bits(),
+            1 => n.bits() & 0xff,
+            _ => BASE + n.bits() % BYTES,
         };
     }
     s.rip = match mode {
-        0 | 1 => BASE + n.next() % BYTES,
-        4 => BASE + n.next() % (BYTES / 2),
-        _ => n.next() & 0xffff,
+        0 | 1 => BASE + n.bits() % BYTES,
+        4 => BASE + n.bits() % (BYTES / 2),
+        _ => n.bits() & 0xffff,
     };
-    if n.next().is_multiple_of(16) {
-        s.dr = std::array::from_fn(|_| BASE + n.next() % BYTES);
-        s.dr7 = 0x400 | n.next() & 0x1111_00ff;
+    if n.bits().is_multiple_of(16) {
+        s.dr = std::array::from_fn(|_| BASE + n.bits() % BYTES);
+        s.dr7 = 0x400 | n.bits() & 0x1111_00ff;
     }
     s
 }
@@ -149,7 +138,7 @@ fn round(seed: u64, mode: u64) {
         let valid = a.vcpu.set_state(&state).is_ok();
         assert_eq!(b.vcpu.set_state(&state).is_ok(), valid);
         for piece in 0..6 {
-            let budget = 1 + n.next() % [3, 40, 600][(n.next() % 3) as usize];
+            let budget = 1 + n.bits() % [3, 40, 600][(n.bits() % 3) as usize];
             let exits = [&mut a, &mut b].map(|g| g.vcpu.run(Budget::Instructions(budget)));
             let place = format!("mode {mode}, seed {seed}, start {start}, piece {piece} of {budget}");
             assert_eq!(exits[1], exits[0], "{place}");

@@ -4,19 +4,8 @@ use super::*;
 use crate::frontend::blocks;
 use crate::frontend::effects::Features;
 use crate::interp::thunk::Arena;
+use crate::testbed::Numbers;
 use crate::{ir, opt};
-
-/// Numbers that look random and are the same in every run.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-}
 
 #[test]
 fn any_bytes_in_any_mode_become_a_block_that_holds_the_rules() {
@@ -27,10 +16,10 @@ fn any_bytes_in_any_mode_become_a_block_that_holds_the_rules() {
     for round in 0..60_000u64 {
         let mut bytes = [0u8; 48];
         for b in &mut bytes {
-            let r = n.next();
+            let r = n.bits();
             *b = if r & 0x300 == 0 { prefixes[(r >> 16) as usize % prefixes.len()] } else { r as u8 };
         }
-        let key = n.next() as u32 & 0x1f_ffff;
+        let key = n.bits() as u32 & 0x1f_ffff;
         // 64-bit code is flat and in protected mode.
         let key = if key & key::L64 != 0 {
             key & !(key::CODE32 | key::STACK32 | key::V86) | key::PROT
@@ -38,7 +27,7 @@ fn any_bytes_in_any_mode_become_a_block_that_holds_the_rules() {
             key
         };
         features.amd = round & 1 != 0;
-        let va = n.next() & if key & key::L64 != 0 { 0x7fff_ffff_ffff } else { 0xffff_ffff };
+        let va = n.bits() & if key & key::L64 != 0 { 0x7fff_ffff_ffff } else { 0xffff_ffff };
         let second = || -> Result<[u8; 15], ()> { Ok([0x90; 15]) };
         let max = 1 + (round % 64) as usize;
         let built = blocks::build(&bytes, second, (0x1000, va, key), &features, max).unwrap();
