@@ -149,6 +149,17 @@ fn pushed_flags(cpu: &Cpu, e: &Event) -> u64 {
     if e.kind == EventKind::Fault && e.vector != vector::DB { flags | rflags::RF } else { flags }
 }
 
+/// Where the interrupted code goes on, which ends every frame: flags, CS and RIP, and the error code if there is one.
+fn push_return(cpu: &mut Cpu, f: &mut Frame, e: &Event) -> Exec<()> {
+    f.push(cpu, pushed_flags(cpu, e))?;
+    f.push(cpu, cpu.env.seg[CS].selector.into())?;
+    f.push(cpu, return_rip(cpu, e))?;
+    match e.error {
+        Some(code) => f.push(cpu, code.into()),
+        None => Ok(()),
+    }
+}
+
 /// Words to be pushed: probed first, written later.
 pub(crate) struct Frame {
     words: [(u64, u64); 16],
@@ -342,12 +353,7 @@ fn enter_long(cpu: &mut Cpu, e: &Event, t: &Target, ext: u32) -> Exec<()> {
     let mut f = Frame::new(old_ss, rsp, u64::MAX, 8, stack_view(t.cpl), overflow);
     f.push(cpu, old_ss.selector.into())?;
     f.push(cpu, cpu.env.gpr[4])?;
-    f.push(cpu, pushed_flags(cpu, e))?;
-    f.push(cpu, cpu.env.seg[CS].selector.into())?;
-    f.push(cpu, return_rip(cpu, e))?;
-    if let Some(code) = e.error {
-        f.push(cpu, code.into())?;
-    }
+    push_return(cpu, &mut f, e)?;
     cpu.mark_accessed(t.selector, t.code)?;
     let sp = f.commit(cpu)?;
     cpu.env.gpr[4] = sp;
@@ -434,12 +440,7 @@ fn enter_legacy(cpu: &mut Cpu, e: &Event, t: &Target, ext: u32) -> Exec<()> {
         f.push(cpu, cpu.env.seg[SS].selector.into())?;
         f.push(cpu, cpu.env.gpr[4])?;
     }
-    f.push(cpu, pushed_flags(cpu, e))?;
-    f.push(cpu, cpu.env.seg[CS].selector.into())?;
-    f.push(cpu, return_rip(cpu, e))?;
-    if let Some(code) = e.error {
-        f.push(cpu, code.into())?;
-    }
+    push_return(cpu, &mut f, e)?;
     let code = Segment::from_descriptor(t.selector, t.code.low(), t.code.high());
     if t.rip > code.limit.into() {
         return Err(Fault::gp(ext));

@@ -141,6 +141,26 @@ const XMM: i32 = at::FPU + 160;
 const YMM: i32 = at::FPU + 576;
 const MXCSR: i32 = at::FPU + 24;
 
+/// Calls a routine in the middle of code that goes on with its vector registers. The environment is at rsp + `off`; the
+/// answer is in rax, and what a routine may change is the caller's to save.
+#[allow(clippy::useless_conversion)] // inside the assembler's macro
+fn call_aside(a: &mut A, off: i32, routine: i64) {
+    dynasm!(a; .arch x64
+        ; lea rdi, [rsp + off]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >plain
+        ; call ->save_vectors
+        ; plain:
+        ; mov rax, QWORD routine
+        ; call rax
+        ; lea rdi, [rsp + off]
+        ; test DWORD [rdi + at::LIVE], 3
+        ; je >home
+        ; call ->load_vectors
+        ; home:
+    );
+}
+
 /// CF from the record (see `interp::flags`): the kinds that are common here, the others by a call.
 #[allow(clippy::useless_conversion, clippy::fn_to_numeric_cast)] // inside the assembler's macro
 fn carry(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
@@ -214,18 +234,9 @@ fn carry(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
         ; ret
         ; call:
         ; push rsi; push rdi; push r8; push r9; push r10; push r11
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >plain
-        ; call ->save_vectors
-        ; plain:
-        ; mov rax, QWORD rt::carry as *const () as i64
-        ; call rax
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >home
-        ; call ->load_vectors
-        ; home:
+    );
+    call_aside(a, 80, rt::carry as *const () as i64);
+    dynasm!(a; .arch x64
         ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
         ; ret
     );
@@ -325,18 +336,9 @@ fn flags(a: &mut A, mark: &mut impl FnMut(&mut A, Stub)) {
         ; jmp >load
         ; call:
         ; push rsi; push rdi; push r8; push r9; push r10; push r11
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >plain
-        ; call ->save_vectors
-        ; plain:
-        ; mov rax, QWORD rt::status as *const () as i64
-        ; call rax
-        ; lea rdi, [rsp + 80]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >home
-        ; call ->load_vectors
-        ; home:
+    );
+    call_aside(a, 80, rt::status as *const () as i64);
+    dynasm!(a; .arch x64
         ; pop r11; pop r10; pop r9; pop r8; pop rdi; pop rsi
         // EFLAGS in the order of LAHF, with OF in bit 0.
         ; load:
@@ -562,19 +564,10 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     mark(a, Stub::Status);
     dynasm!(a; .arch x64
         ; push rax; push rcx; push rdx; push rsi; push rdi; push r8; push r11
-        ; lea rdi, [rsp + 64]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >plain
-        ; call ->save_vectors
-        ; plain:
-        ; mov rax, QWORD rt::status as *const () as i64
-        ; call rax
+    );
+    call_aside(a, 64, rt::status as *const () as i64);
+    dynasm!(a; .arch x64
         ; mov r9d, eax
-        ; lea rdi, [rsp + 64]
-        ; test DWORD [rdi + at::LIVE], 3
-        ; je >home
-        ; call ->load_vectors
-        ; home:
         ; pop r11; pop r8; pop rdi; pop rsi; pop rdx; pop rcx; pop rax
         ; ret
     );

@@ -47,11 +47,7 @@ pub(super) fn binary<const OP: u8, const KIND: u8>(i: &Insn, r: &mut Regs<'_>) -
         }
         return Ok(());
     }
-    let b = match KIND {
-        2 => memory_float(i, r),
-        3 => memory_int(i, r),
-        _ => r.number(src),
-    };
+    let b = operand::<KIND>(i, r, src);
     let mut fp = r.control();
     let a = r.number(dst);
     let n = arithmetic(r, &mut fp, OP, a, b);
@@ -62,6 +58,15 @@ pub(super) fn binary<const OP: u8, const KIND: u8>(i: &Insn, r: &mut Regs<'_>) -
         }
     }
     Ok(())
+}
+
+/// The second operand: a register or memory, by `KIND` as in [`binary`].
+fn operand<const KIND: u8>(i: &Insn, r: &Regs<'_>, src: u8) -> Num {
+    match KIND {
+        2 => memory_float(i, r),
+        3 => memory_int(i, r),
+        _ => r.number(src),
+    }
 }
 
 pub(super) fn memory_float(i: &Insn, r: &Regs<'_>) -> Num {
@@ -122,11 +127,7 @@ pub(super) fn compare<const KIND: u8, const POPS: u8, const QUIET: bool>(i: &Ins
         }
         return Ok(());
     }
-    let b = match KIND {
-        2 => memory_float(i, r),
-        3 => memory_int(i, r),
-        _ => r.number(src),
-    };
+    let b = operand::<KIND>(i, r, src);
     let a = r.number(0);
     let (o, done) = order(r, a, b, QUIET);
     r.set_codes(CODES, codes(o));
