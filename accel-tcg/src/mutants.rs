@@ -232,6 +232,7 @@ named! {
     J_NEAR_PAGE "translated code: an access near another may be in another page";
     J_GROUP_SPAN "translated code: a group of accesses is checked as one of its members";
     J_WINDOW_PAGE "translated code: an access through a window may leave its page";
+    J_WINDOW_OWNER "translated code: windows keep their owner over calls";
     J_WINDOWS_OPEN "translated code: windows stay open when the TLB changes";
     J_LENT_SITES "translated code: borrowed registers are not given back where loops are left in the middle";
     J_LENT_EXITS "translated code: borrowed registers are not given back where loops end";

@@ -375,6 +375,8 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     load(a, 0, |_| true);
     dynasm!(a; .arch x64; mov r11, [rsp + at::TLB]; jmp r10);
 
+    // Where to note that the windows have no owner any more.
+    let owner = mutants::pick(mutants::J_WINDOW_OWNER, at::WINDOW_OWNER, at::temp(61));
     mark(a, Stub::Bail);
     dynasm!(a; .arch x64; pop r9; mov [rsp + at::SITE], r9; mov r10d, code::BAIL as i32; jmp >here);
     mark(a, Stub::Exit);
@@ -382,7 +384,7 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     save(a, 0, |_| true);
     dynasm!(a; .arch x64
         ; ->saved:
-        ; mov QWORD [rsp + at::WINDOW_OWNER], 0
+        ; mov QWORD [rsp + owner], 0
         ; cmp DWORD [rsp + at::LIVE], 0
         ; jne ->flush
         ; ->flushed:
@@ -462,7 +464,7 @@ pub(super) fn write(avx: bool, counted: bool) -> (Vec<u8>, Stubs) {
     {
         mark(a, stub);
         if stub == Stub::Helper {
-            dynasm!(a; .arch x64; ->helper:; mov QWORD [rsp + 8 + at::WINDOW_OWNER], 0);
+            dynasm!(a; .arch x64; ->helper:; mov QWORD [rsp + 8 + owner], 0);
         } else {
             close_windows(a, 8);
         }

@@ -21,7 +21,7 @@ pub enum Slip {
     Immediate,
     /// A constant that is one too great.
     Constant,
-    /// A store of a constant that is one too great.
+    /// A store of another constant.
     Stored,
     /// The field behind, in the environment.
     Field,
@@ -48,7 +48,7 @@ impl Slip {
         (Slip::Neighbour, "has a similar condition"),
         (Slip::Immediate, "has an immediate that is one off"),
         (Slip::Constant, "has a constant that is one off"),
-        (Slip::Stored, "stores a constant that is one off"),
+        (Slip::Stored, "stores another constant"),
         (Slip::Field, "uses the field behind"),
         (Slip::NoLoad, "is a move that is left out"),
         (Slip::NoStore, "is a store that is left out"),

@@ -9,7 +9,7 @@
 //! `fuzz_cpu --mutate [--only TEXT]` breaks the engine in one place at a time and looks whether that is found; it needs
 //! the feature `mutants`. With `--jit` it is the emitter of translated code that is broken. A process that dies or
 //! hangs has found something too, so each of these mistakes has one of its own (`--mutant N`), and what one instruction
-//! at a time does not show is left to random programs (the test `jit_sequences`).
+//! at a time does not show is left to random programs (the tests `jit_sequences`, `jit_system` and `jit_windows`).
 #![forbid(unsafe_code)]
 
 #[cfg(target_arch = "x86_64")]
@@ -336,7 +336,9 @@ fn mutate_emitter(o: &Options) -> Result<bool, Box<dyn std::error::Error>> {
             "--features",
             "mutants",
         ]);
-        programs.args(["--test", "jit_sequences", "--test", "jit_system"]).env("ANURA_MUTANT", &number);
+        programs
+            .args(["--test", "jit_sequences", "--test", "jit_system", "--test", "jit_windows"])
+            .env("ANURA_MUTANT", &number);
         match found(&mut programs)? {
             Some(_) => println!("killed by programs: {name}"),
             None => survivors.push(name),

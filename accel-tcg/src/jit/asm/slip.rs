@@ -26,7 +26,9 @@ pub fn operation(n: u8, other: [u8; 8]) -> u8 {
 
 #[inline(always)]
 pub fn constant(v: i32, slip: Slip) -> i32 {
-    if slips(slip) { v ^ 1 } else { v }
+    // Records of the flags have their kind from bit 2 on, and some kinds have no use for the bits below.
+    let change = if slip == Slip::Stored { 5 } else { 1 };
+    if slips(slip) { v ^ change } else { v }
 }
 
 #[inline(always)]
