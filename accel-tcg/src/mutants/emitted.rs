@@ -1,7 +1,7 @@
 //! Mistakes of the emitter: host instructions that come out otherwise while one kind of operation is being written.
 //!
 //! Where [`Buf`](crate::jit) encodes an instruction it asks [`slips`] whether it is to go wrong. A mistake is a pair of
-//! operation and [`Slip`]; which pairs there are shows when code is written, see [`seen`].
+//! operation and [`Slip`]; which pairs there are shows when code is written, see `seen`.
 
 use crate::ir::Opcode;
 
