@@ -55,6 +55,7 @@ impl Emit<'_> {
                 Some(_) => None,
             };
             self.test(Cond::B);
+            self.lock_prefix(o);
             let op = if o.op == RmwAdc { alu::ADC } else { alu::SBB };
             match (imm, s) {
                 (Some(v), _) => self.out.hot.alu_rm_i(op, o.ty, Rm::Mem(m), v),
@@ -218,5 +219,59 @@ impl Emit<'_> {
         self.out.hot.map1_sized(o.ty, 0xb0, s, Rm::Mem(m));
         self.hold = [Hold::Free; 2];
         self.save_host_flags();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::super::chaos::Chaos;
+    use super::super::super::{Emit, Options, Output};
+    use iced_x86::{Code, Decoder, DecoderOptions};
+
+    /// Whether the code of an operation on memory holds a locked instruction; `None` if the interpreter is to run it.
+    fn locks(op: &str, smp: bool) -> Option<bool> {
+        let text = format!(
+            "block pa=0x1000 va=0x40000000 key=0x1083a1\n \
+             0/3  t0 = ea.i64 rsi, none, none, 1, 0x10\n      {op}\n 1/2  jmp.i64 0x40000005\n"
+        );
+        let ir = crate::ir::parse::block(&text).unwrap_or_else(|e| panic!("{op}: {e}"));
+        let chaos = Chaos::default();
+        let options = Options { counted: false, bmi: true, pinned: false, smp, chaos, count: false };
+        let out = Emit::block(&ir, false, options, None, Output::default());
+        let exchanges = [Code::Xchg_rm8_r8, Code::Xchg_rm16_r16, Code::Xchg_rm32_r32, Code::Xchg_rm64_r64];
+        let locked = |i: iced_x86::Instruction| {
+            i.has_lock_prefix() || exchanges.contains(&i.code()) && i.op0_kind() == iced_x86::OpKind::Memory
+        };
+        let found = Decoder::new(64, &out.hot.bytes, DecoderOptions::NONE).iter().any(locked);
+        out.steps.is_empty().then_some(found)
+    }
+
+    #[test]
+    fn locked_operations_are_locked_where_processors_share_memory() {
+        for name in ["add", "sub", "and", "or", "xor", "adc", "sbb", "xchg", "bts", "btr", "btc"] {
+            for ty in ["i32", "i64"] {
+                for (value, flags) in [("rcx", ".f"), ("rcx", ""), ("r9", ".f"), ("0x12", ".f"), ("0x12", "")]
+                {
+                    // XCHG has no flags, and no constant.
+                    if name == "xchg" && (flags == ".f" || value == "0x12") {
+                        continue;
+                    }
+                    let op = format!("none = rmw.{name}{flags}.{ty} t0, {value} !lock");
+                    assert_ne!(locks(&op, true), Some(false), "{op}");
+                    assert!(name == "xchg" || locks(&op, false) != Some(true), "{op}, with one processor");
+                }
+            }
+        }
+        for name in ["inc", "dec", "neg", "not"] {
+            for flags in [".f", ""].into_iter().filter(|f| name != "not" || f.is_empty()) {
+                let op = format!("none = rmw.{name}{flags}.i32 t0 !lock");
+                assert_ne!(locks(&op, true), Some(false), "{op}");
+            }
+        }
+        // These are not all left to the interpreter.
+        for name in ["add", "adc", "sbb", "btc"] {
+            let op = format!("none = rmw.{name}.i32 t0, rcx !lock");
+            assert_eq!(locks(&op, true), Some(true), "{op}");
+        }
     }
 }
