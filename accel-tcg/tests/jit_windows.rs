@@ -116,28 +116,38 @@ fn a_loop_that_comes_to_a_page_that_is_not_there_faults_at_its_first_byte() {
 #[test]
 fn a_loop_sees_page_tables_that_changed_between_two_of_its_runs() {
     let entry = TABLE + (DATA >> 12) * 8;
-    let (one, other) = (physical(0), physical(1));
-    // mov r8d, 40; mov r9, the page's entry
-    let mut code = vec![0x41, 0xb8, 40, 0, 0, 0, 0x49, 0xb9];
+    let change = (physical(0) ^ physical(1)) as u32;
+    // Nothing but the loop itself uses the page, so nothing else notices that it has gone.
+    let mut code = Vec::new();
+    let mut apart = Vec::new();
+    // mov r8d, 40; mov r9, the page's entry; jmp outer
+    code.extend([0x41, 0xb8, 40, 0, 0, 0, 0x49, 0xb9]);
     code.extend(entry.to_le_bytes());
-    // outer: mov rsi, DATA; mov ecx, 200
-    let outer = code.len();
-    code.extend([0x48, 0xbe]);
-    code.extend(DATA.to_le_bytes());
-    code.extend([0xb9, 200, 0, 0, 0]);
-    // again: mov rax,[rsi]; add rbx,rax; add [rsi+8],rcx; add rsi,16; dec ecx; jnz again
-    code.extend([0x48, 0x8b, 0x06, 0x48, 0x01, 0xc3, 0x48, 0x01, 0x4e, 0x08, 0x48, 0x83, 0xc6, 0x10]);
-    code.extend([0xff, 0xc9, 0x75, 0xee]);
-    // jmp apart
-    code.push(0xe9);
-    code.extend((APART as i32 - (CODE as usize + code.len() + 4) as i32).to_le_bytes());
-    // apart: xor qword [r9], ONE ^ OTHER; mov rsi, DATA; invlpg [rsi]; dec r8d; jnz outer; hlt
-    let mut apart = vec![0x49, 0x81, 0x31];
-    apart.extend(((one ^ other) as u32).to_le_bytes());
+    jump(&mut code, CODE, &[0xe9], APART);
+    // outer: mov rsi, DATA; mov ecx, 200; jmp again
+    let again = CODE + code.len() as u64;
     apart.extend([0x48, 0xbe]);
     apart.extend(DATA.to_le_bytes());
-    apart.extend([0x0f, 0x01, 0x3e, 0x41, 0xff, 0xc8, 0x0f, 0x85]);
-    apart.extend(((CODE as usize + outer) as i32 - (APART as usize + apart.len() + 4) as i32).to_le_bytes());
+    apart.extend([0xb9, 200, 0, 0, 0]);
+    jump(&mut apart, APART, &[0xe9], again);
+    // again: mov rax,[rsi]; add rbx,rax; add [rsi+8],rcx; add rsi,16; dec ecx; jnz again; jmp change
+    code.extend([0x48, 0x8b, 0x06, 0x48, 0x01, 0xc3, 0x48, 0x01, 0x4e, 0x08, 0x48, 0x83, 0xc6, 0x10]);
+    code.extend([0xff, 0xc9, 0x75, 0xee]);
+    jump(&mut code, CODE, &[0xe9], APART + apart.len() as u64);
+    // change: xor qword [r9], CHANGE; mov rsi, DATA; invlpg [rsi]; dec r8d; jnz outer; hlt
+    apart.extend([0x49, 0x81, 0x31]);
+    apart.extend(change.to_le_bytes());
+    apart.extend([0x48, 0xbe]);
+    apart.extend(DATA.to_le_bytes());
+    apart.extend([0x0f, 0x01, 0x3e, 0x41, 0xff, 0xc8]);
+    jump(&mut apart, APART, &[0x0f, 0x85], APART);
     apart.push(0xf4);
     assert_eq!(agree(&code, &apart, PAGES), APART + apart.len() as u64);
+}
+
+/// Appends a jump with a displacement of 32 bits to code that begins at `start`.
+fn jump(code: &mut Vec<u8>, start: u64, opcode: &[u8], to: u64) {
+    code.extend(opcode);
+    let next = start + code.len() as u64 + 4;
+    code.extend((to.wrapping_sub(next) as u32).to_le_bytes());
 }
