@@ -8,7 +8,7 @@ use crate::{Choice, Kind};
 
 /// The KVM engine, which runs nothing here.
 #[derive(Default)]
-pub struct Kvm;
+pub struct Kvm(());
 
 fn nothing() -> Unavailable {
     Unavailable(format!(
@@ -20,7 +20,7 @@ fn nothing() -> Unavailable {
 impl Kvm {
     /// The engine; a stepper would have nothing to do.
     pub fn new(_: impl Accelerator + 'static) -> Self {
-        Self
+        Self(())
     }
 
     /// The engine as the user chose.

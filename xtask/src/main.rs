@@ -157,7 +157,7 @@ fn check_elsewhere() -> Result<(), String> {
         eprintln!("skipped: no standard library for {TARGET} here, so building for it is not checked");
         return Ok(());
     }
-    cargo(&["check", "--workspace", "--all-targets", "--quiet", "--target", TARGET])
+    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--target", TARGET, "--", "-D", "warnings"])
 }
 
 /// Builds and runs one of the programs of `tests`, at full speed.

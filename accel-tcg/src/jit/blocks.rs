@@ -13,7 +13,6 @@ use super::links::block_mut;
 use super::perf::PerfFiles;
 use super::stubs::{self, Stub, Stubs};
 use crate::cache::AddressHasher;
-use crate::env::Cpu;
 use crate::interp::thunk;
 use crate::ir::Block as Ir;
 use crate::show;
@@ -388,7 +387,7 @@ impl Jit {
             // SAFETY: the stub was written by us as a function of this type; the block's code keeps to its contract,
             // and no reference to the processor is alive while it runs.
             unsafe {
-                let enter: unsafe extern "sysv64" fn(*mut Cpu, u64) = std::mem::transmute(enter);
+                let enter: unsafe extern "sysv64" fn(*mut crate::env::Cpu, u64) = std::mem::transmute(enter);
                 enter(p, entry);
             }
         }

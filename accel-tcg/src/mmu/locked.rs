@@ -52,7 +52,7 @@ unsafe fn exchange_in_line(p: *mut u8, len: u64, old: u64, new: u64) -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn exchange_in_line(p: *mut u8, len: u64, old: u64, new: u64) -> bool {
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
-    if p as usize % len as usize != 0 {
+    if !(p as usize).is_multiple_of(len as usize) {
         // SAFETY: the caller's contract.
         return unsafe { exchange_split(p, len, old, new) };
     }
